@@ -1,0 +1,1 @@
+"""The status API of a node."""

@@ -1,0 +1,1 @@
+"""Checks that name what is wrong, show the evidence, and say what mends it."""

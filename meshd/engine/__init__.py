@@ -1,0 +1,1 @@
+"""Finding, installing and describing the llama.cpp engine."""

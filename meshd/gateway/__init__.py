@@ -1,0 +1,1 @@
+"""The data plane: an OpenAI API in front of the engines."""

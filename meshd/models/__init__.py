@@ -1,0 +1,1 @@
+"""GGUF facts and which models lie on this node's disks."""

@@ -1,0 +1,1 @@
+"""Pure: from a view and a config to a plan, with reasons."""

@@ -1,0 +1,1 @@
+"""Engine specs, their rendering as systemd units, the diff, and the two appliers."""
