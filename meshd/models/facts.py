@@ -1,0 +1,68 @@
+"""What a GGUF header says about a model: frozen facts, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """One transformer block.
+
+    :ivar weight_bytes: all of its tensors; ``expert_bytes`` the routed experts' share of them.
+    :ivar kv_heads: key/value heads of this layer; 0 for a layer without KV cache (recurrent).
+    :ivar sliding: the layer attends to a sliding window only.
+    :ivar recurrent_bytes: state per sequence of a recurrent layer (Mamba, linear attention), or 0.
+    """
+
+    weight_bytes: int
+    expert_bytes: int
+    kv_heads: int
+    sliding: bool = False
+    recurrent_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFacts:
+    """One model, whatever number of files it lies in.
+
+    :ivar files: every part, in order, absolute.
+    :ivar file_bytes: size on disk of all parts.
+    :ivar key_length: elements per head and token of K (``value_length`` of V); for MLA models the
+        compressed KV row is what is cached: then kv_heads is 1 and the lengths are the row's.
+    :ivar embedding_bytes: token embedding (stays on the host); ``output_bytes`` the output layer,
+        which equals the embedding's size and is not stored twice when weights are tied.
+    :ivar vocabulary_sha256: identity of the tokenizer: two models can be draft and target only if
+        it is equal.
+    :ivar quantisation: the file type as people write it, e.g. ``Q8_0``, ``Q4_K_M``.
+    :ivar pooling: set for embedding models, None for models that generate.
+    """
+
+    files: tuple[str, ...]
+    file_bytes: int
+    architecture: str
+    name: str
+    quantisation: str
+    parameters: int
+    layers: tuple[LayerFacts, ...]
+    embedding_length: int
+    heads: int
+    key_length: int
+    value_length: int
+    context_train: int
+    vocabulary_size: int
+    vocabulary_sha256: str
+    embedding_bytes: int
+    output_bytes: int
+    tied_embeddings: bool
+    other_bytes: int
+    sliding_window: int = 0
+    experts: int = 0
+    experts_used: int = 0
+    chat_template: bool = False
+    pooling: str | None = None
+    mmproj: bool = False
+
+    @property
+    def moe(self) -> bool:
+        return self.experts > 0
