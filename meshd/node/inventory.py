@@ -16,10 +16,13 @@ class Vendor(StrEnum):
 class Gpu:
     """One GPU.
 
-    :ivar id: stable over reboots and reordering: NVML's ``GPU-<uuid>``, else ``pci-<address>``.
+    :ivar id: stable over reboots and reordering: NVML's ``GPU-<uuid>`` or ``MIG-<uuid>``, AMD's
+        ``GPU-<unique_id>``, else ``pci-<address>``.
     :ivar free_bytes: what can be allocated now, not what the card has.
     :ivar unified: the device shares the system's RAM (an APU, Grace, Jetson); its memory must not
         be counted a second time.
+    :ivar carveout_bytes: the part of a unified device's total that the firmware took from the
+        system before Linux saw it; the rest of its memory is the system's.
     """
 
     id: str
@@ -30,6 +33,7 @@ class Gpu:
     free_bytes: int
     unified: bool = False
     driver: str = ""
+    carveout_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
