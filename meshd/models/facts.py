@@ -13,6 +13,10 @@ class LayerFacts:
     :ivar kv_heads: key/value heads of this layer; 0 for a layer without KV cache (recurrent).
     :ivar sliding: the layer attends to a sliding window only.
     :ivar recurrent_bytes: state per sequence of a recurrent layer (Mamba, linear attention), or 0.
+    :ivar key_elements: of K cached per token, over all KV heads (``value_elements`` of V); 0 where
+        nothing is cached: recurrent layers, layers that reuse another's cache, V of MLA models.
+    :ivar prediction: a multi-token prediction block, which ordinary decoding does not run.
+    :ivar heads: query heads; ``feed_forward`` the widest hidden row of its dense FFN.
     """
 
     weight_bytes: int
@@ -20,6 +24,11 @@ class LayerFacts:
     kv_heads: int
     sliding: bool = False
     recurrent_bytes: int = 0
+    key_elements: int = 0
+    value_elements: int = 0
+    prediction: bool = False
+    heads: int = 0
+    feed_forward: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,9 @@ class GgufFacts:
     :ivar vocabulary_sha256: identity of the tokenizer: two models can be draft and target only if
         it is equal.
     :ivar quantisation: the file type as people write it, e.g. ``Q8_0``, ``Q4_K_M``.
+    :ivar other_bytes: final norms, classifiers and the like, which lie with the output layer.
+    :ivar expert_feed_forward: hidden row of one routed expert.
+    :ivar mla: K holds compressed rows (DeepSeek's latent attention) and V is not cached.
     :ivar pooling: set for embedding models, None for models that generate.
     """
 
@@ -62,6 +74,8 @@ class GgufFacts:
     chat_template: bool = False
     pooling: str | None = None
     mmproj: bool = False
+    expert_feed_forward: int = 0
+    mla: bool = False
 
     @property
     def moe(self) -> bool:

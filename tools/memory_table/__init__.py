@@ -1,0 +1,1 @@
+"""Compares meshd's memory estimate with the engine's own on sparse files of real models' shapes."""
