@@ -1,0 +1,125 @@
+"""From a decided engine to the text of its drop-in. Pure: the same spec is the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from meshd.units.quoting import command, plain, quote, quote_path
+from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
+
+DROPIN_NAME = "50-meshd.conf"
+
+_PROGRAMS = {EngineKind.LLAMA: "llama-server", EngineKind.RPC: "rpc-server"}
+
+# Parts of the operating system, which the engine sees read-only; every other tree at the top is
+# emptied before the files to read are bound into it. The templates do that for the usual ones.
+_SYSTEM_TREES = frozenset(
+    [
+        "bin",
+        "boot",
+        "dev",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "proc",
+        "run",
+        "sbin",
+        "sys",
+        "tmp",
+        "usr",
+        "var",
+    ]
+)
+_EMPTIED_BY_TEMPLATE = frozenset(["home", "root", "srv", "mnt", "media", "opt"])
+
+_GPU_LINES: dict[GpuAccess, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    GpuAccess.NONE: (),
+    GpuAccess.NVIDIA: (
+        (
+            "The driver's device nodes, and no others, in place of a /dev without any.",
+            ("PrivateDevices=no", "DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"),
+        ),
+        (
+            "CUDA compiles kernels for the card it finds (PTX to machine code).",
+            ("MemoryDenyWriteExecute=no",),
+        ),
+        (
+            "libcuda reads /proc/driver/nvidia and /proc/devices.",
+            ("ProcSubset=all",),
+        ),
+    ),
+    GpuAccess.DRI: (
+        (
+            "Render nodes, and AMD's compute node, in place of a /dev without any.",
+            (
+                "PrivateDevices=no",
+                "DevicePolicy=closed",
+                "DeviceAllow=char-drm rw",
+                "DeviceAllow=/dev/kfd rw",
+            ),
+        ),
+        (
+            "The nodes belong to these groups, which a user namespace would not know.",
+            ("SupplementaryGroups=render video", "PrivateUsers=no"),
+        ),
+        (
+            "Vulkan and ROCm drivers compile shaders and kernels for the card they find.",
+            ("MemoryDenyWriteExecute=no",),
+        ),
+        (
+            "ROCm reads the memory's size from /proc/meminfo.",
+            ("ProcSubset=all",),
+        ),
+    ),
+}
+
+
+def dropin_path(unit: str, units: Path) -> Path:
+    """Where a unit's drop-in lies. :param units: on a system /run/systemd/system."""
+    return units / f"{unit}.d" / DROPIN_NAME
+
+
+def render_dropin(spec: EngineSpec) -> str:
+    """The text of the drop-in that makes an instance of a template this engine.
+
+    :raises ValueError: for text that a unit file cannot hold (a NUL byte, an odd path).
+    """
+    return "\n".join(_lines(spec)) + "\n"
+
+
+def _lines(spec: EngineSpec) -> Iterator[str]:
+    yield "# Written by meshd's hand and rewritten when the plan changes: do not edit."
+    yield "# What is wanted: /etc/mesh/mesh.yaml; what a change there would do: meshd plan"
+    yield f"# Settings of your own: systemctl edit {spec.unit}"
+    yield "[Unit]"
+    program = _PROGRAMS[spec.kind]
+    model = f"model {plain(spec.model)}, " if spec.model else ""
+    yield f"Description=Mesh engine {spec.name}: {model}{program}"
+    yield ""
+    yield "[Service]"
+    yield "ExecStart="
+    yield f"ExecStart=:{command(spec.argv)}"
+    for name, value in spec.environment:
+        yield f"Environment={quote(f'{name}={value}')}"
+    yield f"# Its log: journalctl MESHD_ENGINE={spec.name}"
+    fields = {"MESHD_MODEL": spec.model, "MESHD_KIND": spec.kind, "MESHD_ENGINE": spec.name}
+    yield "LogExtraFields=" + " ".join(quote(f"{name}={value}") for name, value in fields.items())
+    if spec.memory_max_bytes is not None:
+        yield f"MemoryMax={spec.memory_max_bytes}"
+    yield from _reads(spec.reads)
+    for why, settings in _GPU_LINES[spec.gpu]:
+        yield f"# {why}"
+        yield from settings
+
+
+def _reads(reads: tuple[str, ...]) -> Iterator[str]:
+    trees = {PurePosixPath(path).parts[1] for path in reads if path.startswith("/")}
+    for tree in sorted(trees - _SYSTEM_TREES - _EMPTIED_BY_TEMPLATE):
+        yield f"TemporaryFileSystem={quote_path('/' + tree)}:ro"
+    if reads:
+        yield "# All that it may read of the trees where people keep files."
+    for path in reads:
+        yield f"BindReadOnlyPaths={quote_path(path)}"
