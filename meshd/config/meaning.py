@@ -1,0 +1,185 @@
+"""The third layer of checks: does what the files say, taken together, make sense?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from meshd.config.addresses import Address, parse_address
+from meshd.config.findings import Finding, Mark, Severity, did_you_mean, finding, quoted
+from meshd.config.settings import MIB, Config, ModelSettings, Quality
+from meshd.config.tree import Entry, ListNode, MapNode, Node, Path, Scalar
+
+_BODY_BYTES = (64 * 1024, 4096 * MIB)
+_RESERVE_BYTES = 1024 * 1024 * MIB * 16
+_SMALL_CONTEXT = 512
+_LARGE_TOTAL_CONTEXT = 16 * 1024 * 1024
+
+
+def nearest(root: Node, path: Path) -> Mark:
+    """Where a value is written; the nearest section around it where it is not written at all."""
+    node, mark = root, root.mark
+    for step in path:
+        child: Node | None = None
+        if isinstance(node, MapNode) and isinstance(step, str):
+            child = node.get(step)
+        elif isinstance(node, ListNode) and isinstance(step, int) and step < len(node.items):
+            child = node.items[step]
+        if child is None:
+            return mark
+        node, mark = child, child.mark
+    return mark
+
+
+def complete(tree: MapNode, texts: Mapping[str, str]) -> tuple[MapNode, list[Finding]]:
+    """Report models that no file gives a source, and leave them out."""
+    models = tree.get("models")
+    if not isinstance(models, ListNode):
+        return tree, []
+    whole, findings = [], []
+    names = [_text(item, "name") for item in models.items if _has(item, "source")]
+    for item in models.items:
+        if _has(item, "source"):
+            whole.append(item)
+            continue
+        name = _text(item, "name")
+        hint = did_you_mean(name, names) or "add source: and a path"
+        message = f"model {quoted(name)} has no source in any file"
+        findings.append(finding(item.mark, message, texts, hint=hint))
+    entries = tuple(
+        Entry(one.key, one.mark, ListNode(models.mark, tuple(whole)))
+        if one.key == "models"
+        else one
+        for one in tree.entries
+    )
+    return MapNode(tree.mark, entries), findings
+
+
+def check(config: Config, tree: MapNode, texts: Mapping[str, str]) -> list[Finding]:
+    """Everything that the schema cannot say. :param tree: the tree that `config` was built from."""
+    book = _Book(tree, texts, [])
+    _names(config.models, book)
+    for index, model in enumerate(config.models):
+        _model(model, index, book)
+    _listening(config, book)
+    _sizes(config, book)
+    for key in ("lan", "nostr"):
+        if getattr(config.discovery, key):
+            message = f"discovery.{key} has no effect in this version, which runs one node"
+            book.say(("discovery", key), message, severity=Severity.WARNING)
+    return book.findings
+
+
+@dataclass(frozen=True, slots=True)
+class _Book:
+    tree: MapNode
+    texts: Mapping[str, str]
+    findings: list[Finding]
+
+    def say(
+        self, path: Path, message: str, hint: str = "", severity: Severity = Severity.ERROR
+    ) -> None:
+        mark = nearest(self.tree, path)
+        self.findings.append(finding(mark, message, self.texts, hint=hint, severity=severity))
+
+
+def _names(models: Sequence[ModelSettings], book: _Book) -> None:
+    taken: dict[str, Path] = {}
+    for index, model in enumerate(models):
+        path: Path = ("models", index, "name")
+        if model.name in taken:
+            first = nearest(book.tree, taken[model.name])
+            message = f"a model named {quoted(model.name)} is there already ({first})"
+            book.say(path, message, "give one of the two another name")
+        taken.setdefault(model.name, path)
+    for index, model in enumerate(models):
+        for position, alias in enumerate(model.aliases):
+            path = ("models", index, "aliases", position)
+            if alias in taken:
+                first = nearest(book.tree, taken[alias])
+                book.say(path, f"the alias {quoted(alias)} is a name in use already ({first})")
+            taken.setdefault(alias, path)
+
+
+def _model(model: ModelSettings, index: int, book: _Book) -> None:
+    here: Path = ("models", index)
+    _source(model.source, (*here, "source"), book)
+    if model.replicas.min > model.replicas.max:
+        message = f"replicas.min ({model.replicas.min}) is above max ({model.replicas.max})"
+        book.say((*here, "replicas", "min"), message)
+    elif model.replicas.max > 1:
+        message = "more than one replica has no effect in this version, which runs one node"
+        book.say((*here, "replicas"), message, severity=Severity.NOTE)
+    if model.quality is not Quality.EXACT:
+        message = f"quality {model.quality} has no effect: this version serves every model exactly"
+        book.say((*here, "quality"), message, severity=Severity.NOTE)
+    if isinstance(model.context, int):
+        _context(model.context, model.slots, here, book)
+
+
+def _source(source: str, path: Path, book: _Book) -> None:
+    if "://" in source:
+        hint = "download the file and give its path"
+        book.say(path, "a source is a file on this machine, not an address", hint)
+    elif source.startswith("~"):
+        book.say(path, "~ does not stand for a home folder here", "write the absolute path")
+    elif ".." in source.split("/"):
+        hint = "write the absolute path"
+        book.say(path, "a source may not climb out of its folder with ..", hint)
+    elif source.endswith("/") or source != source.strip():
+        book.say(path, f"{quoted(source)} is not the name of a file")
+
+
+def _context(context: int, slots: str | int, here: Path, book: _Book) -> None:
+    if context < _SMALL_CONTEXT:
+        message = f"a context of {context} tokens is too small for most conversations"
+        book.say((*here, "context"), message, severity=Severity.WARNING)
+    if isinstance(slots, int) and context * slots > _LARGE_TOTAL_CONTEXT:
+        message = (
+            f"{slots} slots of {context} tokens are {slots * context} tokens in memory at once"
+        )
+        book.say((*here, "slots"), message, "each slot has a context of its own", Severity.WARNING)
+
+
+def _listening(config: Config, book: _Book) -> None:
+    places: list[tuple[Path, str]] = [
+        (("gateway", "listen", index), text) for index, text in enumerate(config.gateway.listen)
+    ]
+    if config.console.enabled:
+        places.append((("console", "listen"), config.console.listen))
+    taken: list[tuple[str, Address]] = []
+    for path, text in places:
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            book.say(path, f"{quoted(text)}: {error}")
+            continue
+        for other, before in taken:
+            if address.clashes(before):
+                section = str(path[0])
+                message = f"the {section} cannot listen on {text}: {other} is taken already"
+                book.say(path, message, f"give the {section} another port")
+                break
+        else:
+            taken.append((f"{path[0]}.listen {text}", address))
+        if not address.loopback:
+            message = f"{text} can be reached from other machines, and asks for no password"
+            book.say(path, message, severity=Severity.WARNING)
+
+
+def _sizes(config: Config, book: _Book) -> None:
+    low, high = _BODY_BYTES
+    if not low <= config.gateway.max_body_bytes <= high:
+        book.say(("gateway", "max_body"), "gateway.max_body must be from 64KiB to 4GiB")
+    for key in ("vram", "ram"):
+        if getattr(config.node.reserve, f"{key}_bytes") > _RESERVE_BYTES:
+            book.say(("node", "reserve", key), f"node.reserve.{key} must be at most 16TiB")
+
+
+def _has(item: Node, key: str) -> bool:
+    return isinstance(item, MapNode) and item.get(key) is not None
+
+
+def _text(item: Node, key: str) -> str:
+    value = item.get(key) if isinstance(item, MapNode) else None
+    return str(value.value) if isinstance(value, Scalar) else ""

@@ -1,0 +1,212 @@
+"""What the schema's complaints mean to the person who wrote the file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from meshd.config.findings import did_you_mean, quoted
+from meshd.config.scalars import Ambiguous
+from meshd.config.schema import Schema, expectation, homes, resolved
+from meshd.config.tree import ListNode, MapNode, Node, Scalar, path_text
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+_LOOSE_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+
+_SAYS_BOOL = {
+    **dict.fromkeys(("true", "yes", "on", "y"), "true"),
+    **dict.fromkeys(("false", "no", "off", "n"), "false"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """:ivar key: the child of the faulty node that is at fault, where it is not the node itself.
+    :ivar at_key: point at the node's own key, as its value is empty.
+    """
+
+    message: str
+    hint: str = ""
+    key: str | int | None = None
+    at_key: bool = False
+
+
+def explain(error: ValidationError, node: Node) -> list[Complaint]:
+    """Put one error of the schema in words; an unknown-key error is as many as there are keys."""
+    words = WORDS.get(str(error.validator))
+    if words is None:
+        raise AssertionError(f"the schema uses {error.validator}, which has no words here")
+    return words(error, node)
+
+
+def _wrong_value(error: ValidationError, node: Node) -> list[Complaint]:
+    schema = _schema(error)
+    name = _name(error)
+    value = node.value if isinstance(node, Scalar) else None
+    if isinstance(value, Ambiguous):
+        return [
+            Complaint(f"{name}: {quoted(value.text)} is {value.reading}", _plainly(value, schema))
+        ]
+    wanted = expectation(schema)
+    if isinstance(node, Scalar) and value is None:
+        return [
+            Complaint(f"{name} has no value", f"give it {wanted}, or delete the line", None, True)
+        ]
+    return [Complaint(f"{name} must be {wanted}, not {_shown(node)}", _hint(schema, node, name))]
+
+
+def _unknown_keys(error: ValidationError, node: Node) -> list[Complaint]:
+    known = sorted(_schema(error)["properties"])
+    keys = [entry.key for entry in node.entries] if isinstance(node, MapNode) else []
+    return [
+        Complaint(f"unknown key {quoted(key)}", _key_hint(key, known, error), key)
+        for key in keys
+        if key not in known
+    ]
+
+
+def _key_hint(key: str, known: Sequence[str], error: ValidationError) -> str:
+    if hint := did_you_mean(key, known):
+        return hint
+    places = [place for place in homes(key) if not place.endswith((".merge", ".replace"))]
+    if places:
+        return f"it belongs at {' or '.join(places)}"
+    return f"known here: {', '.join(known)}"
+
+
+def _missing_key(error: ValidationError, node: Node) -> list[Complaint]:
+    present = {entry.key for entry in node.entries} if isinstance(node, MapNode) else set()
+    missing = [key for key in _schema(error)["required"] if key not in present]
+    # The validator complains once for each missing key without naming it as data; the caller
+    # drops what was said twice.
+    return [
+        Complaint(f"{_name(error)} has no `{key}:`", f"add {key}: and a value") for key in missing
+    ]
+
+
+def _list_length(error: ValidationError, node: Node) -> list[Complaint]:
+    count = len(node.items) if isinstance(node, ListNode) else 0
+    bound = _schema(error)[str(error.validator)]
+    side = "at least" if error.validator == "minItems" else "at most"
+    return [Complaint(f"{_name(error)} has {count} items; it must have {side} {bound}")]
+
+
+def _twice(error: ValidationError, node: Node) -> list[Complaint]:
+    items = node.items if isinstance(node, ListNode) else ()
+    seen: set[object] = set()
+    again = []
+    for index, item in enumerate(items):
+        value = item.value if isinstance(item, Scalar) else item
+        if value in seen:
+            message = f"{_name(error)}: {quoted(value)} is in the list twice"
+            again.append(Complaint(message, "keep one of the two", index))
+        seen.add(value)
+    return again
+
+
+def _list_change(error: ValidationError, node: Node) -> list[Complaint]:
+    if error.validator == "minProperties":
+        return [Complaint(f"{_name(error)} is empty", "write a list, or delete the line")]
+    return [Complaint(f"{_name(error)} has both merge: and replace:", "keep one of the two")]
+
+
+WORDS: dict[str, Callable[[ValidationError, Node], list[Complaint]]] = {
+    "type": _wrong_value,
+    "enum": _wrong_value,
+    "const": _wrong_value,
+    "pattern": _wrong_value,
+    "minimum": _wrong_value,
+    "maximum": _wrong_value,
+    "anyOf": _wrong_value,
+    "additionalProperties": _unknown_keys,
+    "required": _missing_key,
+    "minItems": _list_length,
+    "maxItems": _list_length,
+    "uniqueItems": _twice,
+    "minProperties": _list_change,
+    "maxProperties": _list_change,
+}
+"""Words by keyword of JSON Schema 2020-12; a test sees to it that the schema uses no other."""
+
+
+def _schema(error: ValidationError) -> Schema:
+    assert isinstance(error.schema, Mapping)
+    return error.schema
+
+
+def _name(error: ValidationError) -> str:
+    return path_text(error.absolute_path) or "the file"
+
+
+def _shown(node: Node) -> str:
+    match node:
+        case MapNode():
+            return "a section with keys of its own"
+        case ListNode():
+            return "a list"
+        case Scalar():
+            return quoted(node.value)
+
+
+def _types(schema: Schema) -> set[Any]:
+    schema = resolved(schema)
+    kinds = schema.get("type", "string" if "enum" in schema or "const" in schema else [])
+    types = set(kinds) if isinstance(kinds, list) else {kinds}
+    return types.union(*(_types(branch) for branch in schema.get("anyOf", ())))
+
+
+def _plainly(value: Ambiguous, schema: Schema) -> str:
+    types = _types(schema)
+    fitting = [
+        text
+        for text in value.plainly
+        if ("boolean" if text in ("true", "false") else "integer") in types
+    ]
+    if fitting:
+        return f"write {' or '.join(fitting)}"
+    if types == {"string"}:
+        return f'write "{value.text}" in quotes'
+    return f"it must be {expectation(schema)}"
+
+
+def _hint(schema: Schema, node: Node, name: str) -> str:
+    if isinstance(node, ListNode | MapNode):
+        return ""
+    value = node.value
+    types = _types(schema)
+    if isinstance(value, str):
+        return _text_hint(value, schema, types)
+    if schema.get("title", "").startswith("a size"):
+        return f"give it a unit, such as {value}MiB"
+    if name.startswith("node.gpus") and isinstance(value, int):
+        return "a GPU's number can change at every boot; `nvidia-smi -L` prints its id"
+    if types == {"string"} and value is not None:
+        return f'to have it read as text, write "{value}" in quotes'
+    return ""
+
+
+def _text_hint(value: str, schema: Schema, types: set[Any]) -> str:
+    choices = [*schema.get("enum", ()), *_constants(schema)]
+    if "integer" in types and re.fullmatch(r"[0-9]{1,18}", value):
+        return f"write {value} without quotes"
+    if types == {"boolean"} and value.lower() in _SAYS_BOOL:
+        return f"write {_SAYS_BOOL[value.lower()]} without quotes"
+    if "array" in types and expectation(schema) != value:
+        near = did_you_mean(value, choices)
+        return near or "begin each item of a list with `- ` on a line of its own"
+    title = str(schema.get("title", ""))
+    if title.startswith("a size") and (size := _LOOSE_SIZE.fullmatch(value.strip())):
+        unit = f"{size.group(2).upper()}iB" if size.group(2) else "B"
+        return f"did you mean {size.group(1)}{unit}?"
+    if title.startswith("lower-case") and value.lower() != value:
+        return "other spellings can be given as aliases"
+    return did_you_mean(value, choices)
+
+
+def _constants(schema: Schema) -> list[str]:
+    own = [str(schema["const"])] if "const" in schema else []
+    return own + [str(branch["const"]) for branch in schema.get("anyOf", ()) if "const" in branch]
