@@ -26,16 +26,14 @@ class AmdMemory:
     gtt_used: int = 0
 
 
-def is_apu(metrics: bytes | None, vram_vendor: str | None) -> bool:
+def is_apu(metrics: bytes | None) -> bool:
     """Whether the GPU sits in the processor and uses its memory.
 
     gpu_metrics begins with its size (u16), format revision (u8) and content revision (u8); the
-    kernel fills format 1 for cards and 2 or 3 for APUs. Where a device has no metrics: only memory
-    on a card has a vendor that the driver knows.
+    kernel fills format 1 for cards and 2 or 3 for APUs. Devices that have no metrics (cards before
+    Vega 12, APUs before Renoir) are taken for cards: then only their own memory is counted.
     """
-    if metrics is not None and len(metrics) >= 4:
-        return metrics[2] in _APU_METRICS
-    return vram_vendor in (None, "", "unknown")
+    return metrics is not None and len(metrics) >= 4 and metrics[2] in _APU_METRICS
 
 
 def stable_id(unique_id: str | None, address: str) -> str:
@@ -71,10 +69,7 @@ def read_amd(root: Path, pci: PciGpu, ram: Ram) -> tuple[Gpu | None, str]:
         gtt_total=read_number(pci.folder / "mem_info_gtt_total") or 0,
         gtt_used=read_number(pci.folder / "mem_info_gtt_used") or 0,
     )
-    unified = is_apu(
-        read_bytes(pci.folder / "gpu_metrics", max_bytes=4),
-        read_text(pci.folder / "mem_info_vram_vendor"),
-    )
+    unified = is_apu(read_bytes(pci.folder / "gpu_metrics", max_bytes=4))
     carveout = 0
     # The driver's count of used memory has been seen above its total: never below nothing.
     free = max(0, memory.vram_total - memory.vram_used)
