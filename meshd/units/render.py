@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from meshd.paths import Paths
 from meshd.units.quoting import command, plain, quote, quote_path
 from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
 
@@ -82,17 +83,18 @@ def dropin_path(unit: str, units: Path) -> Path:
     return units / f"{unit}.d" / DROPIN_NAME
 
 
-def render_dropin(spec: EngineSpec) -> str:
+def render_dropin(spec: EngineSpec, paths: Paths) -> str:
     """The text of the drop-in that makes an instance of a template this engine.
 
+    :param paths: names the configuration file to people; brain and hand have the same.
     :raises ValueError: for text that a unit file cannot hold (a NUL byte, an odd path).
     """
-    return "\n".join(_lines(spec)) + "\n"
+    return "\n".join(_lines(spec, paths)) + "\n"
 
 
-def _lines(spec: EngineSpec) -> Iterator[str]:
+def _lines(spec: EngineSpec, paths: Paths) -> Iterator[str]:
     yield "# Written by meshd's hand and rewritten when the plan changes: do not edit."
-    yield "# What is wanted: /etc/mesh/mesh.yaml; what a change there would do: meshd plan"
+    yield f"# What is wanted: {plain(str(paths.config))}; what a change would do: meshd plan"
     yield f"# Settings of your own: systemctl edit {spec.unit}"
     yield "[Unit]"
     program = _PROGRAMS[spec.kind]

@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshd.paths import SYSTEM
 from meshd.units.diff import Action, ActionKind, changes, diff
-from meshd.units.render import render_dropin
+from meshd.units.render import render_dropin as render_for
 from meshd.units.spec import EngineKind, EngineSpec, EngineState, EngineStatus
 from meshd.units.steps import Step, StepKind, steps
+
+
+def render_dropin(wanted: EngineSpec) -> str:
+    return render_for(wanted, SYSTEM)
+
 
 _NAMES = ("a", "b", "c", "d")
 

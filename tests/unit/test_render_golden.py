@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from meshd.paths import SYSTEM
 from meshd.units.render import dropin_path, render_dropin
 from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
 
@@ -108,7 +109,7 @@ SPECS = {
 
 @pytest.mark.parametrize("name", SPECS)
 def test_the_text_is_the_reviewed_one(name: str) -> None:
-    text = render_dropin(SPECS[name])
+    text = render_dropin(SPECS[name], SYSTEM)
     golden = _GOLDEN / f"{name}.conf"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text, encoding="utf-8")
@@ -118,7 +119,7 @@ def test_the_text_is_the_reviewed_one(name: str) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_no_value_begins_a_setting_of_its_own(name: str) -> None:
     """A newline inside a value must not become a line of the unit."""
-    assert "\nRestart=" not in render_dropin(SPECS[name])
+    assert "\nRestart=" not in render_dropin(SPECS[name], SYSTEM)
 
 
 def test_load_bytes_are_for_people_only() -> None:
@@ -134,14 +135,14 @@ def test_load_bytes_are_for_people_only() -> None:
         spec.memory_max_bytes,
     )
     assert lighter != spec
-    assert render_dropin(lighter) == render_dropin(spec)
+    assert render_dropin(lighter, SYSTEM) == render_dropin(spec, SYSTEM)
 
 
 @pytest.mark.parametrize("path", ["relative.gguf", "/a\nb", "/a'b", '/a"b', "/a\\b", "/a\tb"])
 def test_a_path_that_cannot_be_bound_is_refused(path: str) -> None:
     spec = EngineSpec(EngineKind.LLAMA, "x", "x", ("/usr/bin/llama-server",), reads=(path,))
     with pytest.raises(ValueError, match="not a path"):
-        render_dropin(spec)
+        render_dropin(spec, SYSTEM)
 
 
 def test_a_dropin_lies_where_systemd_looks_for_it() -> None:
