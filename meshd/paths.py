@@ -103,3 +103,9 @@ def shipped(*parts: str) -> Path:
     )
     candidates = [root.joinpath(*parts) for root in roots]
     return next((path for path in candidates if path.exists()), candidates[-1])
+
+
+def shipped_config() -> Path:
+    """The shipped mesh.yaml: in the source tree under etc/, installed beside the other data."""
+    in_source = _SOURCE_TREE / "etc/mesh.yaml"
+    return in_source if in_source.exists() else shipped("etc/mesh.yaml")

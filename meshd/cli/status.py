@@ -1,0 +1,61 @@
+"""`meshd status`: how this node is. Exit code 0 when all is served, 3 when not, 1 when not up."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meshd.status import NodeStatus
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("status", help="show this node; exit 0 only when all is served")
+    parser.add_argument("--wait", action="store_true", help="wait until no model is loading")
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="for --wait")
+    parser.add_argument("--json", action="store_true", help="print the status as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from meshd.cli.answer import print_json
+    from meshd.cli.wait import until_settled
+    from meshd.control import ControlClient
+
+    client = ControlClient(arguments.paths.control_socket)
+    if arguments.wait:
+        status = asyncio.run(until_settled(client, arguments.timeout, progress=sys.stderr))
+    else:
+        status = asyncio.run(client.status())
+    if arguments.json:
+        print_json(status)
+    else:
+        print("\n".join(_lines(status)))
+    return 0 if status.healthy else 3
+
+
+def _lines(status: NodeStatus) -> Iterator[str]:
+    from meshd.report import size
+
+    yield f"{status.node} ({status.role}): {status.sentence}"
+    yield f"engine   {status.engine}"
+    for address in status.gateway:
+        yield f"gateway  http://{address}/v1"
+    if status.console:
+        yield f"console  http://{status.console}/"
+    for device in status.devices:
+        yield (
+            f"device   {device.id}  {device.name}, {size(device.free_bytes)} free of "
+            f"{size(device.total_bytes)}"
+        )
+    for model in status.models:
+        restarts = f", {model.restarts} restarts" if model.restarts else ""
+        yield (
+            f"model    {model.name}: {model.state}, {model.strategy}, context {model.context} x "
+            f"{model.slots} slots, {size(model.memory_bytes)}{restarts}"
+        )
+        if model.detail:
+            yield f"         {model.detail}"

@@ -1,0 +1,108 @@
+"""`meshd try FILE`: apply a configuration for a while; it goes away unless somebody keeps it.
+
+As netplan does: on a terminal Enter keeps it; elsewhere `meshd try --keep` from another shell.
+Exit code 0 when it was kept, 3 when it was reverted, 1 on errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meshd.errors import UserError
+from meshd.paths import Paths
+
+if TYPE_CHECKING:
+    from meshd.config.load import SourceFile
+    from meshd.control import ControlClient
+
+_REVERTED = 3
+_POLL_S = 0.3
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("try", help="apply a file for a while; reverts unless it is kept")
+    parser.add_argument("file", nargs="?", type=Path, help="a candidate for mesh.yaml")
+    parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default: 120")
+    parser.add_argument("--keep", action="store_true", help="keep what is on trial")
+    parser.add_argument("--revert", action="store_true", help="undo what is on trial, now")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    paths: Paths = arguments.paths
+    if arguments.keep or arguments.revert:
+        asyncio.run(_end(paths, keep=arguments.keep))
+        return 0
+    if arguments.file is None:
+        raise UserError("try: which file?", hint="meshd try FILE, or meshd try --keep")
+    return asyncio.run(_try(paths, arguments.file, arguments.timeout))
+
+
+async def _try(paths: Paths, candidate: Path, timeout_s: float) -> int:
+    from meshd.control import ControlClient
+
+    client = ControlClient(paths.control_socket)
+    files = _with_candidate(paths, candidate)
+    status = await client.begin_trial(files, timeout_s)
+    print(status.sentence)
+    if sys.stdin.isatty():
+        print(f"Press Enter within {timeout_s:.0f} s to keep this; else it is undone.")
+    else:
+        print(f"`meshd try --keep` within {timeout_s:.0f} s keeps this; else it is undone.")
+    sys.stdout.flush()
+    return await _outcome(paths, client, files)
+
+
+async def _outcome(
+    paths: Paths, client: ControlClient, files: tuple[SourceFile, ...]
+) -> int:
+    """Wait until the trial ends: kept here by Enter, kept elsewhere, or run out."""
+    loop = asyncio.get_running_loop()
+    entered = asyncio.Event()
+    interactive = sys.stdin.isatty()
+    if interactive:
+        loop.add_reader(sys.stdin.fileno(), entered.set)
+    try:
+        while (await client.status()).trial_ends_s is not None:
+            if entered.is_set():
+                sys.stdin.readline()
+                await _end(paths, keep=True)
+                break
+            await asyncio.sleep(_POLL_S)
+    finally:
+        if interactive:
+            loop.remove_reader(sys.stdin.fileno())
+    kept = paths.config.read_text("utf-8") == files[0].text
+    print("kept" if kept else "reverted")
+    return 0 if kept else _REVERTED
+
+
+async def _end(paths: Paths, *, keep: bool) -> None:
+    from meshd.control import ControlClient
+    from meshd.files import write_atomically
+
+    client = ControlClient(paths.control_socket)
+    if keep:
+        # The file first: should we die between the two, a restart finds what was kept.
+        trial = await client.trial()
+        candidate = next(file for file in trial.files if Path(file.path) == paths.config)
+        try:
+            write_atomically(paths.config, candidate.text.encode())
+        except OSError as error:
+            raise UserError(
+                f"{paths.config}: cannot be written: {error.strerror}", hint="run as root"
+            ) from error
+    await client.end_trial(keep=keep)
+
+
+def _with_candidate(paths: Paths, candidate: Path) -> tuple[SourceFile, ...]:
+    """The files as they would be with `candidate` in the place of mesh.yaml."""
+    from meshd.config.load import SourceFile, read_file, read_files
+
+    text = read_file(candidate).text
+    others = tuple(file for file in read_files(paths) if Path(file.path) != paths.config)
+    return (SourceFile(str(paths.config), text), *others)

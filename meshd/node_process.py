@@ -1,0 +1,116 @@
+"""Puts a node together: the only place that knows which implementation stands behind each port."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from meshd.config.load import Loaded
+from meshd.console.server import ConsoleServer
+from meshd.control import ControlServer
+from meshd.errors import UserError
+from meshd.gateway.child import GatewayChild
+from meshd.notify import Notifier
+from meshd.observe import NodeObserver
+from meshd.paths import Paths
+from meshd.persistence import Disk
+from meshd.supervisor import Supervisor
+from meshd.units.process import ProcessApplier
+from meshd.units.render import render_dropin
+from meshd.units.spec import Applier
+from meshd.units.systemd import SystemdApplier
+
+
+class _Doors:
+    """Where people look in: the console, the control socket, and the gateway if it is ours."""
+
+    def __init__(self, paths: Paths, *, gateway: GatewayChild | None) -> None:
+        self._paths = paths
+        self._gateway = gateway
+        self._console: ConsoleServer | None = None
+        self._control: ControlServer | None = None
+
+    def bind(self, supervisor: Supervisor) -> None:
+        self._console = ConsoleServer(supervisor.status)
+        self._control = ControlServer(self._paths.control_socket, supervisor)
+
+    async def open(self) -> None:
+        assert self._control is not None
+        await self._control.start()
+
+    async def follow(self, loaded: Loaded) -> None:
+        """Listen where the configuration says; nothing else restarts for it."""
+        config = loaded.config
+        if self._gateway:
+            await self._gateway.listen(config.gateway.listen)
+        assert self._console is not None
+        await self._console.listen(config.console.listen if config.console.enabled else "")
+
+    async def close(self) -> None:
+        if self._control:
+            await self._control.close()
+        if self._console:
+            await self._console.close()
+        if self._gateway:
+            await self._gateway.close()
+
+
+@asynccontextmanager
+async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
+    """A node that is ready to `run`.
+
+    :raises UserError: another meshd runs on these folders, or they cannot be made.
+    """
+    lock = _prepare(paths)
+    doors = _Doors(paths, gateway=None if systemd else GatewayChild(paths))
+    applier: Applier
+    if systemd:
+        applier = SystemdApplier(paths)
+    else:
+        applier = ProcessApplier(paths, text=render_dropin)
+    supervisor = Supervisor(
+        paths,
+        applier=applier,
+        observer=NodeObserver(paths, systemd=systemd),
+        memory=Disk(paths),
+        notifier=Notifier(),
+        serve=doors.follow,
+        ready=doors.open,
+    )
+    doors.bind(supervisor)
+    try:
+        yield supervisor
+    finally:
+        await doors.close()
+        os.close(lock)
+
+
+def _prepare(paths: Paths) -> int:
+    """Make the folders and take the lock that keeps a second brain out."""
+    for folder in (paths.state, paths.run, paths.engines):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be made: {error.strerror}",
+                hint="run as root, or choose another place with --root DIR",
+            ) from error
+    return _lock(paths.run / "meshd.lock")
+
+
+def _lock(path: Path) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", hint="run as root, or use --root") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"another meshd runs with {path.parent}", hint="meshd status, or --root for a second"
+        ) from error
+    return descriptor

@@ -1,0 +1,237 @@
+"""The pipeline from what was observed to what has to be done: view, plan, render, diff. Pure.
+
+Boot, reload, a trial, `meshd plan` and a change on the node all come through `propose`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from meshd.config.load import Loaded
+from meshd.config.settings import Config
+from meshd.engine.build import EngineBuild
+from meshd.errors import UserError
+from meshd.gateway.routes import RoutingTable
+from meshd.node.inventory import Hardware
+from meshd.node.selection import select_gpus
+from meshd.paths import Paths
+from meshd.planner.place import plan
+from meshd.planner.plan import Plan
+from meshd.planner.view import Candidate, ClusterView, NodeView, Running
+from meshd.report import Change, PlanReport
+from meshd.status import (
+    DeviceStatus,
+    NodeStatus,
+    engine_of,
+    model_status,
+    routing_table,
+    sentence,
+)
+from meshd.units.diff import Action, changes, diff
+from meshd.units.llama import instance_name, llama_spec
+from meshd.units.render import render_dropin
+from meshd.units.spec import EngineSpec, EngineStatus
+
+Answers = Callable[[str, int | None], bool]
+"""Whether the engine of a unit, as this pid, passed its last health check."""
+
+_GPU_BACKENDS = frozenset({"CUDA", "ROCm", "HIP", "Vulkan", "SYCL"})
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What this node measured. :ivar engine_problem: why `engine` is None."""
+
+    hardware: Hardware
+    engine: EngineBuild | None
+    engine_problem: str
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """One run of the pipeline.
+
+    :ivar running: what will run when `actions` are done; a later run's view is made of it.
+    :ivar refused: specs that could not be made, one sentence a model.
+    """
+
+    node: NodeView
+    plan: Plan
+    specs: tuple[EngineSpec, ...]
+    actions: tuple[Action, ...]
+    engines: tuple[EngineStatus, ...]
+    running: tuple[Running, ...]
+    refused: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    engine: str = ""
+
+
+def propose(
+    config: Config,
+    observation: Observation,
+    engines: tuple[EngineStatus, ...],
+    running: tuple[Running, ...],
+    paths: Paths,
+) -> Proposal:
+    node = node_view(config, observation, running)
+    planned = plan(ClusterView(node.id, (node,)), config)
+    specs: list[EngineSpec] = []
+    refused: list[str] = []
+    for decision in planned.decisions:
+        candidate = node.candidate(decision.model)
+        if not decision.served or candidate is None or candidate.facts is None:
+            continue
+        assert observation.engine is not None
+        try:
+            spec = llama_spec(
+                decision, candidate.facts, observation.engine, observation.hardware, paths
+            )
+        except UserError as error:
+            refused.append(f"{decision.model}: {error}")
+            continue
+        specs.append(spec)
+    actions = changes(diff(engines, specs, render_dropin))
+    return Proposal(
+        node=node,
+        plan=planned,
+        specs=tuple(specs),
+        actions=actions,
+        engines=engines,
+        running=_running(node, planned),
+        refused=tuple(refused),
+        problems=observation.hardware.problems,
+        engine=_engine_words(observation),
+    )
+
+
+def node_view(config: Config, observation: Observation, running: tuple[Running, ...]) -> NodeView:
+    """This node's part of the view; pinned GPUs that are missing fail closed."""
+    gpu_problem = ""
+    try:
+        gpus = select_gpus(observation.hardware, config.node.gpus)
+    except UserError as error:
+        gpus, gpu_problem = (), str(error)
+    build = observation.engine
+    return NodeView(
+        id=observation.hardware.hostname,
+        hardware=observation.hardware,
+        gpus=gpus,
+        gpu_problem=gpu_problem,
+        engine=build is not None,
+        gpu_backends=_GPU_BACKENDS & frozenset(build.backends if build else ()),
+        candidates=observation.candidates,
+        running=running,
+    )
+
+
+def with_residency(
+    running: tuple[Running, ...], engines: tuple[EngineStatus, ...], answers: Answers
+) -> tuple[Running, ...]:
+    """Mark whose memory is taken: an engine that answers has loaded."""
+    marked = []
+    for one in running:
+        engine = engine_of(engines, instance_name(one.decision.model))
+        resident = engine is not None and answers(engine.unit, engine.pid)
+        marked.append(replace(one, resident=resident))
+    return tuple(marked)
+
+
+def with_engines(proposal: Proposal, engines: tuple[EngineStatus, ...]) -> Proposal:
+    """The same proposal after it was carried out, with what runs now."""
+    return replace(proposal, engines=engines)
+
+
+def report(proposal: Proposal, loaded: Loaded) -> PlanReport:
+    return PlanReport(
+        decisions=proposal.plan.decisions,
+        changes=tuple(
+            Change(str(action.kind), action.unit, action.reason, action.load_bytes)
+            for action in proposal.actions
+        ),
+        warnings=(*map(str, loaded.findings), *proposal.refused),
+    )
+
+
+def node_status(
+    loaded: Loaded,
+    proposal: Proposal,
+    answers: Answers,
+    *,
+    degraded: tuple[str, ...],
+    generation: int,
+    trial_ends_s: float | None,
+) -> NodeStatus:
+    models = []
+    for decision in proposal.plan.decisions:
+        engine = engine_of(proposal.engines, instance_name(decision.model))
+        ready = engine is not None and answers(engine.unit, engine.pid)
+        models.append(model_status(decision, engine, answers=ready))
+    degraded = (*degraded, *proposal.refused)
+    config = loaded.config
+    return NodeStatus(
+        node=proposal.node.id,
+        role=config.node.role,
+        sentence=sentence(tuple(models), degraded),
+        degraded=degraded,
+        generation=generation,
+        engine=proposal.engine,
+        gateway=config.gateway.listen,
+        console=config.console.listen if config.console.enabled else "",
+        devices=_devices(proposal.node.hardware),
+        models=tuple(models),
+        trial_ends_s=trial_ends_s,
+    )
+
+
+def routes(
+    config: Config,
+    proposal: Proposal,
+    status: NodeStatus,
+    paths: Paths,
+    before: RoutingTable | None,
+) -> RoutingTable:
+    """The gateway's table; its generation moves only when something in it did."""
+    table = routing_table(
+        proposal.plan,
+        proposal.node,
+        status.models,
+        aliases={model.name: model.aliases for model in config.models},
+        qualities={model.name: str(model.quality) for model in config.models},
+        sockets={
+            model.name: str(paths.engine_socket(instance_name(model.name)))
+            for model in config.models
+        },
+        max_body_bytes=config.gateway.max_body_bytes,
+        generation=before.generation if before else 0,
+    )
+    return table if table == before else replace(table, generation=table.generation + 1)
+
+
+def _running(node: NodeView, planned: Plan) -> tuple[Running, ...]:
+    running = []
+    for decision in planned.decisions:
+        candidate = node.candidate(decision.model)
+        if decision.served and candidate is not None:
+            running.append(Running(decision, candidate.identity, resident=False))
+    return tuple(running)
+
+
+def _engine_words(observation: Observation) -> str:
+    build = observation.engine
+    if build is None:
+        return observation.engine_problem
+    number = f" (b{build.build})" if build.build else ""
+    return f"llama.cpp {build.version}{number}, {', '.join(build.backends)}"
+
+
+def _devices(hardware: Hardware) -> tuple[DeviceStatus, ...]:
+    gpus = (
+        DeviceStatus(gpu.id, gpu.name, gpu.total_bytes, gpu.free_bytes) for gpu in hardware.gpus
+    )
+    ram = hardware.ram
+    return (
+        *gpus,
+        DeviceStatus("ram", hardware.cpu.name, ram.total_bytes, ram.available_bytes),
+    )

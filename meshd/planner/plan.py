@@ -1,0 +1,106 @@
+"""The plan's vocabulary: what was decided for each model, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Strategy(StrEnum):
+    """How a model is served. WAIT: it is not, and the decision says what stands in the way."""
+
+    SOLO_GPU = "solo-gpu"
+    SOLO_OFFLOAD = "solo-offload"
+    SOLO_CPU = "solo-cpu"
+    WAIT = "wait"
+
+
+class Code(StrEnum):
+    """Machine-readable causes; the sentence beside one may change, the code does not."""
+
+    CHOSEN = "chosen"
+    KEPT = "kept"
+    ROLE = "role-does-not-serve"
+    NO_ENGINE = "no-engine"
+    NO_MODEL = "no-model-file"
+    NOT_A_LANGUAGE_MODEL = "not-a-language-model"
+    CONTEXT_TOO_LONG = "context-beyond-training"
+    GPU_PINNED_MISSING = "pinned-gpu-missing"
+    NO_GPU = "no-gpu"
+    NO_GPU_BACKEND = "no-gpu-backend"
+    NO_MEMORY = "not-enough-memory"
+    TRIMMED = "trimmed-to-fit"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    code: Code
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """Predicted memory on one device. :ivar device: a GPU's stable id, or ``ram``."""
+
+    device: str
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a model's layers lie on one node.
+
+    :ivar gpus: stable ids, in the order of `gpu_layers`.
+    :ivar gpu_layers: layers on each GPU; the output layer counts as one more on the last.
+    :ivar cpu_moe_layers: of the first layers, how many leave their routed experts in RAM.
+    """
+
+    gpus: tuple[str, ...] = ()
+    gpu_layers: tuple[int, ...] = ()
+    cpu_moe_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one model of the config.
+
+    :ivar context: tokens that one request can use; the engine is given context x slots.
+    :ivar reasons: why this way; ``blockers`` why not at all; ``next_step`` what a person can do.
+    :ivar asked: the config's own wishes, kept so that a changed wish is seen as a change.
+    """
+
+    model: str
+    strategy: Strategy
+    node: str = ""
+    context: int = 0
+    slots: int = 0
+    layout: Layout = Layout()
+    memory: tuple[DeviceUse, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    blockers: tuple[Reason, ...] = ()
+    next_step: str = ""
+    asked: tuple[str, str, str] = ("", "auto", "auto")
+
+    @property
+    def served(self) -> bool:
+        return self.strategy is not Strategy.WAIT
+
+    @property
+    def memory_bytes(self) -> int:
+        return sum(use.total_bytes for use in self.memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One decision for each model of the config, in its order."""
+
+    decisions: tuple[Decision, ...] = ()
+
+    def decision(self, model: str) -> Decision | None:
+        return next((d for d in self.decisions if d.model == model), None)

@@ -1,0 +1,60 @@
+"""What the planner sees: every node's hardware, engine, models and running assignments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from meshd.models.facts import GgufFacts
+from meshd.node.inventory import Gpu, Hardware
+from meshd.planner.plan import Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model of the config as this node finds it.
+
+    :ivar facts: None when the file is not here or not readable; `problem` then says why.
+    :ivar identity: of the content on disk (paths, sizes, times), so that a replaced file replans.
+    """
+
+    model: str
+    facts: GgufFacts | None
+    identity: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One decision that is carried out now.
+
+    :ivar resident: its memory is already taken, so that the measured free memory lacks it.
+    """
+
+    decision: Decision
+    identity: str
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node. :ivar gpus: those that it may use (pinned, present), not all it has."""
+
+    id: str
+    hardware: Hardware
+    gpus: tuple[Gpu, ...] = ()
+    gpu_problem: str = ""
+    engine: bool = True
+    gpu_backends: frozenset[str] = frozenset()
+    candidates: tuple[Candidate, ...] = ()
+    running: tuple[Running, ...] = field(default=())
+
+    def candidate(self, model: str) -> Candidate | None:
+        return next((c for c in self.candidates if c.model == model), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterView:
+    """Every node's published record, and which of them we are."""
+
+    me: str
+    nodes: tuple[NodeView, ...]

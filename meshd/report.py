@@ -1,0 +1,87 @@
+"""What a plan would change, as `meshd plan` prints it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from meshd.planner.plan import Decision
+
+GIB = 1024**3
+MIB = 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One unit that would change. :ivar action: start, stop or restart."""
+
+    action: str
+    unit: str
+    reason: str
+    load_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """:ivar warnings: findings of the configuration that do not stop it."""
+
+    decisions: tuple[Decision, ...]
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def changes_anything(self) -> bool:
+        return bool(self.changes)
+
+
+_SIGNS = {"start": "+", "stop": "-", "restart": "~"}
+
+
+def lines(report: PlanReport) -> Iterator[str]:
+    """The report as text for a terminal."""
+    yield from report.warnings
+    for decision in report.decisions:
+        yield from decision_lines(decision)
+    yield ""
+    if not report.changes:
+        yield "Nothing would change."
+        return
+    for change in report.changes:
+        load = f", reads {size(change.load_bytes)}" if change.load_bytes else ""
+        yield f"  {_SIGNS[change.action]} {change.action:<8}{change.unit}  ({change.reason}{load})"
+    counts = dict.fromkeys(_SIGNS, 0)
+    for change in report.changes:
+        counts[change.action] += 1
+    total = sum(change.load_bytes for change in report.changes)
+    yield ""
+    yield (
+        f"{counts['start']} to start, {counts['restart']} to restart, {counts['stop']} to stop; "
+        f"{size(total)} to load."
+    )
+
+
+def decision_lines(decision: Decision) -> Iterator[str]:
+    """One model: what happens to it, where its memory goes, and why."""
+    if decision.served:
+        yield (
+            f"{decision.model}: {decision.strategy}, context {decision.context}, "
+            f"{decision.slots} slots, {size(decision.memory_bytes)}"
+        )
+        for use in decision.memory:
+            yield (
+                f"    {use.device}: {size(use.total_bytes)} = weights {size(use.weights_bytes)}"
+                f" + KV {size(use.kv_bytes)} + compute {size(use.compute_bytes)}"
+            )
+    else:
+        yield f"{decision.model}: waits"
+    for reason in (*decision.reasons, *decision.blockers):
+        yield f"    {reason.text} [{reason.code}]"
+    if decision.next_step:
+        yield f"    next: {decision.next_step}"
+
+
+def size(size_bytes: int) -> str:
+    """A size for people: MiB below one GiB, else GiB with one decimal."""
+    if size_bytes < GIB:
+        return f"{size_bytes / MIB:.0f} MiB"
+    return f"{size_bytes / GIB:.1f} GiB"

@@ -1,0 +1,172 @@
+"""What a node says of itself, to `meshd status`, the console and the routing table. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from meshd import __version__
+from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.models.facts import GgufFacts
+from meshd.planner.plan import Decision, Plan
+from meshd.planner.view import NodeView
+from meshd.units.spec import EngineKind, EngineState, EngineStatus
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model of the config. :ivar memory_bytes: as planned, over all devices."""
+
+    name: str
+    state: ModelState
+    strategy: str
+    unit: str
+    pid: int | None
+    restarts: int
+    context: int
+    slots: int
+    memory_bytes: int
+    detail: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    id: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """:ivar degraded: sentences that say what is not as it should be; empty when all is well."""
+
+    node: str
+    role: str
+    sentence: str
+    degraded: tuple[str, ...]
+    generation: int
+    engine: str
+    gateway: tuple[str, ...]
+    console: str
+    devices: tuple[DeviceStatus, ...]
+    models: tuple[ModelStatus, ...]
+    trial_ends_s: float | None = None
+    version: str = __version__
+
+    @property
+    def healthy(self) -> bool:
+        return not self.degraded and all(m.state is ModelState.READY for m in self.models)
+
+
+def model_status(decision: Decision, engine: EngineStatus | None, *, answers: bool) -> ModelStatus:
+    """Join what was decided, what runs, and whether its health check passed (`answers`)."""
+    state, detail = _state(decision, engine, answers=answers)
+    return ModelStatus(
+        name=decision.model,
+        state=state,
+        strategy=decision.strategy,
+        unit=engine.unit if engine else "",
+        pid=engine.pid if engine else None,
+        restarts=engine.restarts if engine else 0,
+        context=decision.context,
+        slots=decision.slots,
+        memory_bytes=decision.memory_bytes,
+        detail=detail,
+        reasons=tuple(reason.text for reason in (*decision.reasons, *decision.blockers)),
+    )
+
+
+def _state(
+    decision: Decision, engine: EngineStatus | None, *, answers: bool
+) -> tuple[ModelState, str]:
+    if not decision.served:
+        blockers = "; ".join(reason.text for reason in decision.blockers)
+        return ModelState.WAITING, ". ".join(filter(None, (blockers, decision.next_step)))
+    if engine is None:
+        return ModelState.LOADING, "not started yet"
+    if engine.state in (EngineState.BACKOFF, EngineState.FAILED):
+        return ModelState.FAILED, engine.detail or f"the engine is in state {engine.state}"
+    if engine.state is EngineState.RUNNING and answers:
+        return ModelState.READY, ""
+    return ModelState.LOADING, engine.detail or "loading"
+
+
+def sentence(models: tuple[ModelStatus, ...], degraded: tuple[str, ...]) -> str:
+    """One line for STATUS= and for people: what works first, then what does not."""
+    if not models:
+        text = "no models in the configuration"
+    else:
+        ready = [m.name for m in models if m.state is ModelState.READY]
+        text = f"serving {len(ready)} of {len(models)} models"
+        if ready:
+            text += f" ({_few(ready)})"
+        for state in (ModelState.LOADING, ModelState.FAILED, ModelState.WAITING):
+            names = [m.name for m in models if m.state is state]
+            if names:
+                text += f"; {state}: {_few(names)}"
+    return "; ".join((*degraded, text))
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
+
+
+def routing_table(
+    plan: Plan,
+    node: NodeView,
+    models: tuple[ModelStatus, ...],
+    *,
+    aliases: dict[str, tuple[str, ...]],
+    qualities: dict[str, str],
+    sockets: dict[str, str],
+    max_body_bytes: int,
+    generation: int,
+) -> RoutingTable:
+    """The gateway's table; `sockets` maps a model to its engine's Unix socket."""
+    routes = []
+    for decision, model in zip(plan.decisions, models, strict=True):
+        candidate = node.candidate(decision.model)
+        facts = candidate.facts if candidate else None
+        targets: tuple[Target, ...] = ()
+        if decision.served:
+            targets = (
+                Target(
+                    node=node.id,
+                    socket=sockets[decision.model],
+                    ready=model.state is ModelState.READY,
+                    slots=decision.slots,
+                ),
+            )
+        routes.append(
+            Route(
+                model=decision.model,
+                state=model.state,
+                targets=targets,
+                aliases=aliases.get(decision.model, ()),
+                context=decision.context,
+                quality=qualities.get(decision.model, "exact"),
+                capabilities=capabilities(facts) if facts else (),
+                detail=model.detail,
+            )
+        )
+    return RoutingTable(
+        generation=generation,
+        node=node.id,
+        routes=tuple(routes),
+        max_body_bytes=max_body_bytes,
+    )
+
+
+def capabilities(facts: GgufFacts) -> tuple[str, ...]:
+    """What the header promises: an embedding model pools, a chat model carries a template."""
+    if facts.pooling:
+        return ("embeddings",)
+    return ("chat", "completion") if facts.chat_template else ("completion",)
+
+
+def engine_of(statuses: tuple[EngineStatus, ...], model: str) -> EngineStatus | None:
+    return next((s for s in statuses if s.kind is EngineKind.LLAMA and s.name == model), None)
