@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -83,6 +84,15 @@ def dropin_path(unit: str, units: Path) -> Path:
     return units / f"{unit}.d" / DROPIN_NAME
 
 
+def user(spec: EngineSpec) -> str:
+    """The name of the engine's dynamic user.
+
+    systemd would derive one from the template, the same for all instances, and engines could
+    signal and trace each other. At most 31 characters of a small alphabet, hence the digest.
+    """
+    return f"_mesh-{spec.kind}-{hashlib.sha256(spec.name.encode()).hexdigest()[:12]}"
+
+
 def render_dropin(spec: EngineSpec, paths: Paths) -> str:
     """The text of the drop-in that makes an instance of a template this engine.
 
@@ -102,6 +112,7 @@ def _lines(spec: EngineSpec, paths: Paths) -> Iterator[str]:
     yield f"Description=Mesh engine {spec.name}: {model}{program}"
     yield ""
     yield "[Service]"
+    yield f"User={user(spec)}"
     yield "ExecStart="
     yield f"ExecStart=:{command(spec.argv)}"
     for name, value in spec.environment:
