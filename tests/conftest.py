@@ -1,0 +1,69 @@
+"""Sorts tests into tiers by folder, skips what cannot run here, and counts each tier at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+
+from tests import tiers
+
+TALLIES: pytest.StashKey[dict[str, tiers.Tally]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[TALLIES] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Quick tiers first, so that a simple mistake shows in seconds.
+    order = {tier.name: place for place, tier in enumerate(tiers.TIERS)}
+    tier_by_item = {item: tiers.tier_of(item.path) for item in items}
+    items.sort(key=lambda item: order[tier.name] if (tier := tier_by_item[item]) else -1)
+    for item in items:
+        tier = tier_by_item[item]
+        if tier is None or tier.name == "unit":
+            continue
+        item.add_marker(getattr(pytest.mark, tier.name))
+        if tier.timeout_s and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(tier.timeout_s))
+        reason = tier.obstacle()
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=f"{tier.name} tier {reason}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    tier = tiers.tier_of(item.path)
+    if tier is not None:
+        tally = item.config.stash[TALLIES].setdefault(tier.name, tiers.Tally())
+        count(tally, report)
+    return report
+
+
+def count(tally: tiers.Tally, report: pytest.TestReport) -> None:
+    """One test has up to three reports; it passes by its call, and fails or is skipped by any."""
+    if report.failed:
+        tally.failed += 1
+    elif report.skipped:
+        # (path, line, "Skipped: why") for a skip, a wasxfail attribute for an expected failure
+        reason = getattr(report, "wasxfail", None) or (
+            report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        )
+        tally.skip(reason.removeprefix("Skipped: "))
+    elif report.when == "call":
+        tally.passed += 1
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    tallies = config.stash[TALLIES]
+    if tallies:
+        terminalreporter.section("tiers")
+    for tier in tiers.TIERS:
+        if tier.name in tallies:
+            terminalreporter.write_line(tallies[tier.name].line(tier.name))
