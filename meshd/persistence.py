@@ -11,7 +11,8 @@ import structlog
 
 from meshd.config.load import Loaded, SourceFile, load, parse_layers
 from meshd.files import write_atomically
-from meshd.gateway.routes import RoutingTable, write_table
+from meshd.gateway.routes import RoutingTable
+from meshd.gateway.table_file import write_table
 from meshd.generations import Generation, GenerationStore
 from meshd.paths import Paths
 from meshd.planner.view import Running
