@@ -42,16 +42,6 @@ def build(data: Section) -> Config:
 def to_data(config: Config) -> dict[str, Any]:
     """The complete configuration as it could stand in mesh.yaml, defaults included."""
     return {
-        "mesh": {"name": config.mesh.name},
-        "node": {
-            "role": str(config.node.role),
-            "reserve": {
-                "vram": format_size(config.node.reserve.vram_bytes),
-                "ram": format_size(config.node.reserve.ram_bytes),
-            },
-            "gpus": "auto" if config.node.gpus == "auto" else list(config.node.gpus),
-            "model_dirs": list(config.node.model_dirs),
-        },
         "models": [
             {
                 "name": model.name,
@@ -64,6 +54,16 @@ def to_data(config: Config) -> dict[str, Any]:
             }
             for model in config.models
         ],
+        "mesh": {"name": config.mesh.name},
+        "node": {
+            "role": str(config.node.role),
+            "reserve": {
+                "vram": format_size(config.node.reserve.vram_bytes),
+                "ram": format_size(config.node.reserve.ram_bytes),
+            },
+            "gpus": "auto" if config.node.gpus == "auto" else list(config.node.gpus),
+            "model_dirs": list(config.node.model_dirs),
+        },
         "gateway": {
             "listen": list(config.gateway.listen),
             "max_body": format_size(config.gateway.max_body_bytes),

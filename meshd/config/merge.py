@@ -51,6 +51,8 @@ class _Merger:
     def _value(self, before: Entry | None, entry: Entry, path: Path) -> Node | None:
         lower, upper = before.value if before else None, entry.value
         if isinstance(upper, Scalar):
+            if path[0] == "models" and path[-1] == "name" and lower is not None:
+                return lower  # only says which model is meant; it was named before
             return upper if upper.value is not None else lower
         if isinstance(upper, ListNode):
             if isinstance(lower, ListNode) and before is not None:
