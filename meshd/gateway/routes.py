@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 SCHEMA = 1
 
 
@@ -54,3 +56,57 @@ class RoutingTable:
     node: str = "local"
     routes: tuple[Route, ...] = ()
     max_body_bytes: int = 64 * 1024 * 1024
+
+
+class RoutingTableError(ValueError):
+    """A routing table that must not be obeyed; the message says why, in one line."""
+
+
+class _Head(msgspec.Struct):
+    """Read before the rest, so that a newer schema is named as such and not as a type error."""
+
+    schema: int
+
+
+def encode(table: RoutingTable) -> bytes:
+    """The table as the JSON that `decode` reads."""
+    return msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n"
+
+
+def decode(text: bytes) -> RoutingTable:
+    """A table from JSON: strict about types, tolerant of fields that a newer brain adds.
+
+    :raises RoutingTableError: not JSON, another schema, a wrong type, or contents that contradict
+        themselves.
+    """
+    try:
+        schema = msgspec.json.decode(text, type=_Head).schema
+        if schema != SCHEMA:
+            raise RoutingTableError(
+                f"routing table has schema {schema}, this gateway reads {SCHEMA}"
+            )
+        table = msgspec.json.decode(text, type=RoutingTable)
+    except msgspec.MsgspecError as error:
+        raise RoutingTableError(f"routing table: {error}") from None
+    except (RecursionError, UnicodeDecodeError):
+        raise RoutingTableError("routing table: not a JSON document that meshd wrote") from None
+    _check(table)
+    return table
+
+
+def _check(table: RoutingTable) -> None:
+    if table.max_body_bytes <= 0:
+        raise RoutingTableError("routing table: max_body_bytes must be more than 0")
+    seen: set[str] = set()
+    for route in table.routes:
+        if not route.model:
+            raise RoutingTableError("routing table: a route has no model name")
+        if route.model in seen:
+            raise RoutingTableError(f"routing table: model {route.model!r} is listed twice")
+        seen.add(route.model)
+        for target in route.targets:
+            if not target.socket.startswith("/") or "\0" in target.socket:
+                raise RoutingTableError(
+                    f"routing table: {route.model!r} has a target whose socket is not an "
+                    f"absolute path: {target.socket!r}"
+                )

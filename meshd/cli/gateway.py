@@ -1,0 +1,65 @@
+"""`meshd gateway`: the OpenAI API of this node, as a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from meshd import paths
+from meshd.config.settings import GatewaySettings
+from meshd.gateway.listen import inherited_sockets, open_sockets, parse_address
+from meshd.gateway.serve import DRAIN_S, GatewayOptions, serve
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb. :param subparsers: of `argparse`, which does not name their type."""
+    parser = subparsers.add_parser(
+        "gateway",
+        help="serve the OpenAI API from a routing table",
+        description="Serves the OpenAI API from a routing table and follows its changes. "
+        "Sockets that systemd passes on take precedence over --listen.",
+    )
+    parser.add_argument(
+        "--routes", type=Path, help="the routing table (default: that of this node's meshd)"
+    )
+    parser.add_argument(
+        "--listen",
+        nargs="+",
+        action="extend",
+        metavar="HOST:PORT",
+        help=f"addresses to serve on (default: {' '.join(GatewaySettings().listen)})",
+    )
+    parser.add_argument(
+        "--drain",
+        type=_seconds,
+        default=DRAIN_S,
+        metavar="SECONDS",
+        help="time for running answers when stopped (default: %(default)g)",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    # A reload of the node must not end a gateway that has only begun to start.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    routes = args.routes or paths.from_environment().routes
+    sockets = inherited_sockets(os.environ, os.getpid())
+    if not sockets:
+        listen = args.listen or GatewaySettings().listen
+        sockets = open_sockets([parse_address(text) for text in listen])
+    asyncio.run(serve(GatewayOptions(routes=routes.absolute(), drain_s=args.drain), sockets))
+    return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0 to 86400")
+    return seconds

@@ -1,0 +1,216 @@
+"""The endpoints: which path does what, and that every error has OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+import meshd
+from meshd.gateway import headers, openai_error
+from meshd.gateway.choice import find_route, servable
+from meshd.gateway.exchange import Exchange
+from meshd.gateway.intake import Refuse
+from meshd.gateway.metrics import NO_MODEL, UNKNOWN_MODEL, GatewayMetrics
+from meshd.gateway.openai_error import ApiError
+from meshd.gateway.relay import Relay
+from meshd.gateway.routes import Route
+from meshd.gateway.table_watch import TableWatch
+from meshd.gateway.upstreams import Upstreams
+
+# Answered by llama-server under the same paths.
+INFERENCE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+_CLIENT_LEFT = 499
+_SERVER = f"meshd/{meshd.__version__}"
+_EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)
+
+_log = structlog.get_logger("meshd.gateway")
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def make_app(
+    watch: TableWatch, upstreams: Upstreams, relay: Relay, metrics: GatewayMetrics
+) -> web.Application:
+    """The application, over parts that the caller starts and stops."""
+
+    async def inference(request: web.Request) -> web.StreamResponse:
+        return await relay.handle(request, request.path, request[_EXCHANGE])
+
+    async def models(_: web.Request) -> web.Response:
+        table = watch.table
+        if table is None:
+            raise Refuse(openai_error.no_table())
+        return _json({"object": "list", "data": [model_object(route) for route in table.routes]})
+
+    async def model(request: web.Request) -> web.Response:
+        table = watch.table
+        if table is None:
+            raise Refuse(openai_error.no_table())
+        name = request.match_info["id"]
+        route = find_route(table, name)
+        if route is None:
+            raise Refuse(openai_error.unknown_model(name, table))
+        return _json(model_object(route))
+
+    async def healthz(_: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready, report = readiness(watch, upstreams)
+        return _json(report, status=200 if ready else 503)
+
+    async def exposition(request: web.Request) -> web.Response:
+        text, content_type = metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    app = web.Application(middlewares=[_observer(metrics)])
+    app.on_response_prepare.append(_sign)
+    for path in INFERENCE_PATHS:
+        app.router.add_post(path, inference)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/v1/models/{id:.+}", model)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", exposition)
+    return app
+
+
+def model_object(route: Route) -> dict[str, Any]:
+    """OpenAI's model object; what the mesh knows beyond it is under `mesh`."""
+    return {
+        "id": route.model,
+        "object": "model",
+        "created": route.created_s,
+        "owned_by": "meshd",
+        "mesh": {
+            "state": route.state.value,
+            "detail": route.detail,
+            "context": route.context,
+            "quality": route.quality,
+            "capabilities": route.capabilities,
+            "aliases": route.aliases,
+        },
+    }
+
+
+def readiness(watch: TableWatch, upstreams: Upstreams) -> tuple[bool, dict[str, Any]]:
+    """Whether a request for some model could be served now, and why not."""
+    table = watch.table
+    reasons = [watch.error] if watch.error else []
+    if table is None:
+        return False, {"status": "unready", "reasons": reasons, "models": {}}
+    ready = servable(table, upstreams.suspects)
+    if not table.routes:
+        reasons.append("the routing table lists no model")
+    for route in table.routes:
+        if route.model not in ready:
+            state = "no engine answers" if route.state == "ready" else route.state.value
+            detail = f" ({route.detail})" if route.detail else ""
+            reasons.append(f"model {route.model}: {state}{detail}")
+    report = {
+        "status": "ready" if ready else "unready",
+        "generation": table.generation,
+        "reasons": reasons,
+        "models": {route.model: route.model in ready for route in table.routes},
+    }
+    return bool(ready), report
+
+
+def _observer(metrics: GatewayMetrics) -> Any:
+    @web.middleware
+    async def observe(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        exchange = request[_EXCHANGE] = Exchange(headers.request_id(request.headers))
+        code = 500
+        try:
+            response = await _answer(request, handler, exchange)
+            code = response.status
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            code = _CLIENT_LEFT
+            raise
+        finally:
+            _record(metrics, request, exchange, code)
+
+    return observe
+
+
+async def _answer(
+    request: web.Request, handler: _Handler, exchange: Exchange
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refuse as refusal:
+        return error_response(refusal.error)
+    except web.HTTPException as error:
+        return _http_error(request, error)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception:
+        _log.exception("the gateway failed", request_id=exchange.request_id, path=request.path)
+        return error_response(
+            ApiError(500, "The gateway failed; its log says why.", "server_error", code="internal")
+        )
+
+
+def error_response(error: ApiError) -> web.Response:
+    response = web.Response(status=error.status, body=error.body(), content_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    return response
+
+
+def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
+    """The router's own refusals, in our shape."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}."
+        response = error_response(ApiError(405, message, code="method_not_allowed"))
+        response.headers["Allow"] = allowed
+        return response
+    if error.status == 404:
+        return error_response(
+            ApiError(404, f"There is nothing at {request.path[:200]}.", code="not_found")
+        )
+    return error_response(ApiError(error.status, error.reason, code=None))
+
+
+def _record(metrics: GatewayMetrics, request: web.Request, exchange: Exchange, code: int) -> None:
+    resource = request.match_info.route.resource
+    endpoint = resource.canonical if resource else "other"
+    inference = endpoint in INFERENCE_PATHS
+    model = exchange.model or (UNKNOWN_MODEL if inference else NO_MODEL)
+    metrics.requests.labels(model, endpoint, str(code)).inc()
+    if inference:
+        metrics.duration_s.labels(model, endpoint).observe(exchange.elapsed_s())
+        if exchange.first_byte_s is not None:
+            metrics.first_byte_s.labels(model, endpoint).observe(exchange.first_byte_s)
+    # Never the body: prompts are the users' own.
+    level = _log.warning if code >= 500 or exchange.failure else _log.debug
+    level(
+        "request",
+        request_id=exchange.request_id,
+        endpoint=endpoint,
+        model=model,
+        code=code,
+        duration_s=round(exchange.elapsed_s(), 4),
+        failure=exchange.failure,
+    )
+
+
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = _SERVER
+    exchange = request.get(_EXCHANGE)
+    if exchange is not None:
+        response.headers[headers.REQUEST_ID] = exchange.request_id
+
+
+def _json(document: dict[str, Any], *, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(document), content_type="application/json"
+    )

@@ -1,0 +1,84 @@
+"""Which engine gets a request: a pure function of the table and of what this gateway saw."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+
+MAX_IN_FLIGHT_PER_TARGET = 1024
+
+
+class Refusal(StrEnum):
+    UNKNOWN = "unknown"
+    NOT_READY = "not_ready"
+    UNREACHABLE = "unreachable"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    route: Route
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """:ivar route: the model's route, None when the model is unknown."""
+
+    reason: Refusal
+    route: Route | None = None
+
+
+Choice = Chosen | Refused
+
+
+def find_route(table: RoutingTable, model: str) -> Route | None:
+    """The route of that exact name, else the first that has it as an alias."""
+    for route in table.routes:
+        if route.model == model:
+            return route
+    return next((route for route in table.routes if model in route.aliases), None)
+
+
+def choose(
+    table: RoutingTable,
+    model: str,
+    in_flight: Mapping[str, int],
+    suspects: Collection[str],
+    *,
+    limit: int = MAX_IN_FLIGHT_PER_TARGET,
+) -> Choice:
+    """The ready target with the fewest requests in flight; among equals this node's own first.
+
+    :param in_flight: requests that this gateway has at each socket.
+    :param suspects: sockets that failed and have not yet answered a probe.
+    :param limit: requests that one target may have in flight.
+    """
+    route = find_route(table, model)
+    if route is None:
+        return Refused(Refusal.UNKNOWN)
+    ready = [target for target in route.targets if target.ready]
+    if route.state is not ModelState.READY or not ready:
+        return Refused(Refusal.NOT_READY, route)
+    reachable = [target for target in ready if target.socket not in suspects]
+    if not reachable:
+        return Refused(Refusal.UNREACHABLE, route)
+    best = min(
+        reachable,
+        key=lambda target: (in_flight.get(target.socket, 0), target.node != table.node),
+    )
+    if in_flight.get(best.socket, 0) >= limit:
+        return Refused(Refusal.FULL, route)
+    return Chosen(route, best)
+
+
+def servable(table: RoutingTable, suspects: Collection[str]) -> tuple[str, ...]:
+    """The models that a request could be sent for now."""
+    return tuple(
+        route.model
+        for route in table.routes
+        if isinstance(choose(table, route.model, {}, suspects), Chosen)
+    )

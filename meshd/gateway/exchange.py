@@ -1,0 +1,49 @@
+"""What is known of one request while it runs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from meshd.gateway.intake import Intake
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Filled in on the way, read by the observer afterwards.
+
+    :ivar model: the route's name, "" until it is known.
+    :ivar started_s: monotonic.
+    :ivar first_byte_s: seconds from the start to the answer's first byte, None before it.
+    :ivar failure: kind of the last engine's failure, "" without one.
+    """
+
+    request_id: str
+    model: str = ""
+    started_s: float = field(default_factory=time.monotonic)
+    first_byte_s: float | None = None
+    failure: str = ""
+
+    def first_byte(self) -> None:
+        if self.first_byte_s is None:
+            self.first_byte_s = self.elapsed_s()
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started_s
+
+
+class HeldBody:
+    """A request's body, kept while it may have to be sent once more."""
+
+    __slots__ = ("_intake", "_size_bytes", "data")
+
+    def __init__(self, data: bytes, intake: Intake) -> None:
+        self.data = data
+        self._size_bytes = len(data)
+        self._intake = intake
+
+    def give_back(self) -> None:
+        """Forget it; harmless when called again."""
+        self._intake.give_back(self._size_bytes)
+        self._size_bytes = 0
+        self.data = b""

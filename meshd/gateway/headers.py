@@ -1,0 +1,73 @@
+"""Which headers pass through the gateway, and the ones it adds."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+REQUEST_ID = "X-Request-Id"
+NODE = "X-Mesh-Node"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}", re.ASCII)
+
+# To an engine goes only what it can use: no keys, no cookies, nothing about the connection.
+_TO_ENGINE = ("Accept", "Traceparent", "Tracestate")
+
+# RFC 9110, 7.6.1, and what is ours to say: who serves, when, and to which origins.
+_NOT_TO_CLIENT = frozenset(
+    {
+        "connection",
+        "content-encoding",
+        "content-length",
+        "date",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "server",
+        "set-cookie",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "x-request-id",
+    }
+)
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's own id where it is fit to be written into logs, else a new one."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+
+
+def to_engine(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
+    """The head of the request as the engine gets it. The body is JSON, whatever the client says."""
+    passed = {name: headers[name] for name in _TO_ENGINE if name in headers}
+    # An engine's HTTP library would read a form or a multipart body as such.
+    return {
+        "Accept": "*/*",
+        **passed,
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+        REQUEST_ID: request_id,
+    }
+
+
+def to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The head of the answer as the client gets it, less what holds for one connection only."""
+    named = {
+        name.strip().lower()
+        for value in headers.getall("Connection", ())
+        for name in value.split(",")
+    }
+    return CIMultiDict(
+        (name, value)
+        for name, value in headers.items()
+        if (low := name.lower()) not in _NOT_TO_CLIENT
+        and low not in named
+        and not low.startswith("access-control-")
+    )
