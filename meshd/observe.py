@@ -1,0 +1,66 @@
+"""What this node measures before it plans: hardware, engine, and the models of its config."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from meshd.config.load import Loaded
+from meshd.config.settings import Config, ModelSettings
+from meshd.engine.build import EngineBuild
+from meshd.engine.describe import describe
+from meshd.engine.locate import require
+from meshd.errors import UserError
+from meshd.models.facts import GgufFacts
+from meshd.models.facts_cache import FactsCache
+from meshd.models.shelf import find
+from meshd.node.observe import observe as observe_hardware
+from meshd.paths import Paths
+from meshd.pipeline import Observation
+from meshd.planner.view import Candidate
+
+_ENGINE_GROUP = "mesh.slice/mesh-engine.slice"
+
+
+class NodeObserver:
+    """The real `supervisor.Observer`. Blocking reads go to threads; what did not change on disk
+    is not read again.
+    """
+
+    def __init__(self, paths: Paths, *, systemd: bool = False) -> None:
+        self._paths = paths
+        self._engine_group = _ENGINE_GROUP if systemd else None
+        self._facts = FactsCache(paths.state / "facts.json")
+
+    async def __call__(self, loaded: Loaded) -> Observation:
+        hardware = await observe_hardware(engine_group=self._engine_group)
+        build, problem = await asyncio.to_thread(self._engine)
+        candidates = await asyncio.to_thread(self._candidates, loaded.config)
+        return Observation(hardware, build, problem, candidates)
+
+    def _engine(self) -> tuple[EngineBuild | None, str]:
+        try:
+            return describe(require(self._paths)), ""
+        except UserError as error:
+            return None, str(error)
+
+    def _candidates(self, config: Config) -> tuple[Candidate, ...]:
+        folders = tuple(Path(folder) for folder in config.node.model_dirs)
+        return tuple(self._candidate(model, folders) for model in config.models)
+
+    def _candidate(self, model: ModelSettings, folders: tuple[Path, ...]) -> Candidate:
+        try:
+            facts = self._facts.read(find(model.source, folders))
+        except UserError as error:
+            return Candidate(model.name, None, problem=str(error))
+        return Candidate(model.name, facts, identity=_identity(facts))
+
+
+def _identity(facts: GgufFacts) -> str:
+    """Changes when any file of the model was replaced: path, size and time of each."""
+    parts = []
+    for file in facts.files:
+        status = os.stat(file)
+        parts.append(f"{file}:{status.st_size}:{status.st_mtime_ns}")
+    return "|".join(parts)
