@@ -88,7 +88,9 @@ class _Merger:
             return given
         if not isinstance(lower, ListNode):
             defaults = _DEFAULT_LISTS.get(path, ())
-            lower = ListNode(given.mark, tuple(Scalar(DEFAULT_MARK, text) for text in defaults))
+            lower = ListNode(
+                given.mark, tuple(Scalar(DEFAULT_MARK, text, text) for text in defaults)
+            )
         have = {item.value for item in lower.items if isinstance(item, Scalar)}
         new = [item for item in given.items if isinstance(item, Scalar) and item.value not in have]
         return ListNode(given.mark, (*lower.items, *new))

@@ -40,7 +40,8 @@ _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?([0-9]{1,64}\.[0-9]{0,64}|\.[0-9]{1,64})([eE][-+][0-9]{1,3})?")
 
-_OLD_BOOL = re.compile(r"(?P<true>y|yes|on)|(?P<false>n|no|off)", re.IGNORECASE)
+# 1.1 has y and n as well, but neither PyYAML nor any other common reader follows it there.
+_OLD_BOOL = re.compile(r"(?P<true>yes|on)|(?P<false>no|off)", re.IGNORECASE)
 _OCTAL = re.compile(r"[-+]?0[0-7]+")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 _EXPONENT = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from meshd.config.findings import did_you_mean, quoted
+from meshd.config.findings import did_you_mean, printable, quoted
 from meshd.config.scalars import Ambiguous
 from meshd.config.schema import Schema, expectation, homes, resolved
 from meshd.config.tree import ListNode, MapNode, Node, Scalar, path_text
@@ -149,7 +149,7 @@ def _shown(node: Node) -> str:
         case ListNode():
             return "a list"
         case Scalar():
-            return quoted(node.value)
+            return quoted(node.text) if isinstance(node.value, str) else printable(node.text)[:60]
 
 
 def _types(schema: Schema) -> set[Any]:
@@ -169,7 +169,7 @@ def _plainly(value: Ambiguous, schema: Schema) -> str:
     if fitting:
         return f"write {' or '.join(fitting)}"
     if types == {"string"}:
-        return f'write "{value.text}" in quotes'
+        return f'write "{printable(value.text)[:60]}" in quotes'
     return f"it must be {expectation(schema)}"
 
 
@@ -181,11 +181,11 @@ def _hint(schema: Schema, node: Node, name: str) -> str:
     if isinstance(value, str):
         return _text_hint(value, schema, types)
     if schema.get("title", "").startswith("a size"):
-        return f"give it a unit, such as {value}MiB"
+        return f"give it a unit, such as {node.text}MiB"
     if name.startswith("node.gpus") and isinstance(value, int):
         return "a GPU's number can change at every boot; `nvidia-smi -L` prints its id"
     if types == {"string"} and value is not None:
-        return f'to have it read as text, write "{value}" in quotes'
+        return f'to have it read as text, write "{printable(node.text)[:60]}" in quotes'
     return ""
 
 

@@ -153,7 +153,7 @@ class _Builder:
                 self._check_tag(event.tag, mark)
                 plain = event.tag is None and event.implicit[0]
                 value = resolve(event.value) if plain else event.value
-                self._add(Scalar(mark, value), event.anchor, 1, 0)
+                self._add(Scalar(mark, value, event.value), event.anchor, 1, 0)
             case yaml.AliasEvent():
                 self._alias(event.anchor or "", mark)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():

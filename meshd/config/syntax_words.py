@@ -17,10 +17,11 @@ _PLAIN_WORDS = (
     ("block sequence entries are not allowed", "a list item cannot begin here", ""),
     ("did not find expected node content", "a value cannot begin like this", "put it in quotes"),
     ("found incompatible YAML document", "unknown YAML version", "delete the %YAML line"),
+    ("found unexpected ':'", "a space is missing after the colon", ""),
     ("found unknown directive name", "a line cannot begin with %", "put the value in quotes"),
 )
 # These name where something was opened; the parser's own mark is where the file ended.
-_AT_CONTEXT = ("end of stream", "',' or ']'", "',' or '}'")
+_AT_CONTEXT = ("end of stream", "',' or ']'", "',' or '}'", "an alias", "an anchor")
 
 
 def explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> tuple[int, int, str, str]:
@@ -32,7 +33,8 @@ def explain(error: yaml.MarkedYAMLError, lines: Sequence[str]) -> tuple[int, int
     mark = error.problem_mark or error.context_mark
     if mark is None:
         return 0, 0, f"not YAML: {problem}", ""
-    if error.context_mark is not None and any(text in problem for text in _AT_CONTEXT):
+    said = f"{problem} {error.context}"
+    if error.context_mark is not None and any(text in said for text in _AT_CONTEXT):
         mark = error.context_mark
     line = lines[mark.line] if mark.line < len(lines) else ""
     message, hint = _words(problem, str(error.context or ""), line, mark.column)

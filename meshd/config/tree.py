@@ -11,8 +11,11 @@ from meshd.config.scalars import ScalarValue
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
+    """:ivar text: as written, quotes and escapes resolved."""
+
     mark: Mark
     value: ScalarValue
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
