@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import mesh
 from tests.lab import node as lab
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,6 +77,25 @@ def make_node(lowerdir: str, scratch: Path) -> Iterator[Callable[[str], lab.Node
 def node(make_node: Callable[[str], lab.Node]) -> lab.Node:
     """A fresh node for one test."""
     return make_node("fresh")
+
+
+@pytest.fixture(scope="module")
+def mesh_node(lowerdir: str, scratch: Path) -> Iterator[lab.Node]:
+    """A node that serves two models, shared by a file's tests; see `served`."""
+    with tracked("mesh", lowerdir, scratch) as node:
+        mesh.start(node)
+        yield node
+
+
+@pytest.fixture
+def served(mesh_node: lab.Node) -> lab.Node:
+    """The shared node, serving `mesh.config()` whatever the test before has done to it."""
+    if mesh_node.read(mesh.CONFIG) != mesh.config():
+        mesh_node.write(mesh.CONFIG, mesh.config())
+        mesh_node.systemctl("reload-or-restart", "meshd")
+    mesh_node.systemctl("start", "mesh.target")
+    mesh.settled(mesh_node)
+    return mesh_node
 
 
 @pytest.hookimpl(wrapper=True)
