@@ -46,7 +46,8 @@ class GgufFacts:
     :ivar quantisation: the file type as people write it, e.g. ``Q8_0``, ``Q4_K_M``.
     :ivar other_bytes: final norms, classifiers and the like, which lie with the output layer.
     :ivar expert_feed_forward: hidden row of one routed expert.
-    :ivar mla: K holds compressed rows (DeepSeek's latent attention) and V is not cached.
+    :ivar mla_key_length: of one decompressed head where K caches compressed rows and V nothing
+        (DeepSeek's latent attention), else 0.
     :ivar pooling: set for embedding models, None for models that generate.
     """
 
@@ -75,7 +76,7 @@ class GgufFacts:
     pooling: str | None = None
     mmproj: bool = False
     expert_feed_forward: int = 0
-    mla: bool = False
+    mla_key_length: int = 0
 
     @property
     def moe(self) -> bool:

@@ -172,12 +172,12 @@ def _facts(
         expert_feed_forward=max(
             metadata.per_layer("expert_feed_forward_length", len(layers), 0), default=0
         ),
-        mla=_mla(metadata),
+        mla_key_length=_mla_key_length(metadata),
     )
 
 
-def _mla(metadata: Metadata) -> bool:
-    return metadata.number("attention.key_length_mla", 0) > 0
+def _mla_key_length(metadata: Metadata) -> int:
+    return metadata.number("attention.key_length_mla", 0)
 
 
 def _lengths(metadata: Metadata, embedding: int, heads: int) -> tuple[int, int]:
@@ -213,7 +213,7 @@ def _layers(metadata: Metadata, sizes: _Sizes, embedding: int) -> tuple[LayerFac
     value_swa = metadata.number("attention.value_length_swa", value_length)
     state = 4 * layer_patterns.state_elements(metadata, embedding, heads[0], key_length)
     predicting = metadata.number("nextn_predict_layers", 0)
-    mla = _mla(metadata)
+    mla = _mla_key_length(metadata) > 0
     layers = []
     for number in range(count):
         prediction = number >= count - predicting

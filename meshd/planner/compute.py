@@ -8,45 +8,55 @@ model; the counts of live tensors below were calibrated on llama-fit-params and 
 
 from __future__ import annotations
 
-from meshd.models.facts import GgufFacts
+from meshd.models.facts import GgufFacts, LayerFacts
 from meshd.planner.kv import ContextSettings, cells
 from meshd.planner.placement import HOST, Placement
 
 _F32 = 4
+_PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
 
 
 def compute_bytes(
     facts: GgufFacts, placement: Placement, settings: ContextSettings, device: str
 ) -> int:
     """The compute buffer on one device (or `HOST`)."""
-    mine = [
-        layer
-        for layer, place in zip(facts.layers, placement.layers, strict=True)
-        if place == device and not layer.prediction
-    ]
     tokens = settings.tokens
     hidden = facts.embedding_length * tokens * _F32
-    mask = _mask_bytes(facts, settings)
-    if not mine and placement.output != device:
-        # Only the inputs: embedding rows and masks, and what crosses to the first device.
-        return mask + 4 * hidden if device == HOST else 0
-    live = 5 if placement.output == HOST and not placement.devices else 4
-    phases = [live * hidden]
+    copies = _PIPELINE_COPIES if placement.pipelined else 1
+    mask = _mask_bytes(facts, settings) * copies
+    phases = [0]
     if placement.output == device:
         logits = facts.vocabulary_size * settings.logits_rows * _F32
-        phases.append(logits + live * hidden)
-    for layer in mine:
-        dense = max(layer.feed_forward, 0) if not layer.expert_bytes else 0
-        phases.append(3 * dense * tokens * _F32 + 5 * hidden)
-        if layer.expert_bytes:
-            inner = facts.expert_feed_forward * facts.experts_used * tokens * _F32
-            outer = facts.embedding_length * facts.experts_used * tokens * _F32
-            phases.append(max(3 * inner + 5 * hidden, 2 * outer + 6 * hidden))
+        live = 9 if placement.pipelined else 4 if placement.devices else 5
+        phases.append(mask + logits + live * hidden)
+    if device == HOST and placement.devices:
+        # The inputs, embedding rows and masks, and what crosses to the first device.
+        crossing = 10 if placement.pipelined else 4 if settings.flash_attention else 5
+        phases.append(mask + crossing * hidden)
+        if placement.host_experts:
+            phases.append(_experts_bytes(facts, tokens) + 4 * hidden)
+    crossing = 0
+    if placement.pipelined:
+        crossing = 11 if device == placement.layers[0] else 6
+    for number, (layer, place) in enumerate(zip(facts.layers, placement.layers, strict=True)):
+        if place != device or layer.prediction:
+            continue
+        live = 4 * hidden
         if layer.key_elements:
-            phases.append(
-                _attention_bytes(facts, settings, layer.heads, layer.sliding) + 3 * hidden
-            )
-    return mask + max(phases)
+            live = max(live, _attention_bytes(facts, settings, layer))
+        if layer.expert_bytes and number not in placement.host_experts:
+            live = max(live, _experts_bytes(facts, tokens) + 5 * hidden)
+        elif not layer.expert_bytes:
+            live = max(live, 3 * layer.feed_forward * tokens * _F32 + 5 * hidden)
+        phases.append(mask + live + crossing * hidden)
+    return max(phases)
+
+
+def _experts_bytes(facts: GgufFacts, tokens: int) -> int:
+    """Gate, up and their product; or what the experts put out, before and after weighting."""
+    inner = facts.expert_feed_forward * facts.experts_used * tokens * _F32
+    outer = facts.embedding_length * facts.experts_used * tokens * _F32
+    return max(3 * inner, 2 * outer)
 
 
 def _mask_bytes(facts: GgufFacts, settings: ContextSettings) -> int:
@@ -58,10 +68,15 @@ def _mask_bytes(facts: GgufFacts, settings: ContextSettings) -> int:
     )
 
 
-def _attention_bytes(facts: GgufFacts, settings: ContextSettings, heads: int, sliding: bool) -> int:
+def _attention_bytes(facts: GgufFacts, settings: ContextSettings, layer: LayerFacts) -> int:
     tokens = settings.tokens
-    query = heads * facts.key_length * tokens * _F32
+    hidden = facts.embedding_length * tokens * _F32
+    if facts.mla_key_length:
+        # The query, its part that is absorbed into the latent space, and both joined.
+        row = facts.mla_key_length + facts.value_length + facts.key_length
+        live = row * layer.heads * tokens * _F32 + 6 * hidden
+    else:
+        live = 3 * layer.heads * facts.key_length * tokens * _F32 + 3 * hidden
     if settings.flash_attention:
-        return 2 * query
-    scores = cells(facts, settings, sliding=sliding) * heads * tokens * _F32
-    return scores // settings.streams + 3 * query
+        return live
+    return live + cells(facts, settings, sliding=layer.sliding) * layer.heads * tokens * _F32
