@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from meshd import paths as folders
 from meshd.engine import apt, locate
 from meshd.engine.build import EngineBuild
 from meshd.engine.describe import describe
@@ -71,14 +70,13 @@ def install(
     :raises UserError: no apt, no mirror, no patchelf, wrong architecture, disk full, or an engine
         that does not run here.
     """
-    paths = paths or folders.from_environment(environment)
     only_root = root is not None or bool(environment.get("MESHD_ENGINE_ROOT"))
-    target = root.absolute() if root else locate.engine_root(paths, environment)
-    place = _present(target, only_root=only_root, environment=environment)
+    target = root.absolute() if root else locate.engine_root(environment)
+    place = _present(target, only_root=only_root, paths=paths, environment=environment)
     if place is not None:
         return describe(place)
     with _one_at_a_time(target, progress):
-        place = _present(target, only_root=only_root, environment=environment)
+        place = _present(target, only_root=only_root, paths=paths, environment=environment)
         if place is None and not only_root and os.geteuid() == 0:
             place = _from_running_release(environment, progress)
         if place is None:
@@ -88,16 +86,14 @@ def install(
 
 
 def _present(
-    target: Path, *, only_root: bool, environment: Mapping[str, str]
+    target: Path, *, only_root: bool, paths: Paths | None, environment: Mapping[str, str]
 ) -> locate.Place | None:
-    place = locate.in_root(target)
-    if place is not None and place.manifest is not None:
-        if place.manifest.prefix == str(target) and not place.missing:
-            return place
+    """A complete engine that would be used as things are."""
+    place = locate.in_root(target) if only_root else locate.locate(paths, environment)
+    if place is None or place.missing:
         return None
-    if place is None and not only_root:
-        place = locate.on_system(environment)
-    return place if place is not None and not place.missing else None
+    moved = place.manifest is not None and place.manifest.prefix != str(place.root)
+    return None if moved else place
 
 
 @contextlib.contextmanager

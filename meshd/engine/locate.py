@@ -30,6 +30,9 @@ OPTIONAL = ("llama-gguf-split", "llama-quantize", "llama-tokenize")
 _OTHER_NAMES = {RPC_SERVER: ("rpc-server",)}
 
 
+_SHARED = folders.SYSTEM.state / "engine"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """One engine as files, before anything is known of what it can do.
@@ -52,20 +55,17 @@ class Place:
         return tuple(name for name in REQUIRED if self.binary(name) is None)
 
 
-def engine_root(
-    paths: Paths, environment: Mapping[str, str] = os.environ, *, uid: int | None = None
-) -> Path:
-    """Where an engine of ours is, or would be installed.
+def engine_root(environment: Mapping[str, str] = os.environ, *, uid: int | None = None) -> Path:
+    """Where an engine of ours is installed, one for all nodes of this machine.
 
-    ``MESHD_ENGINE_ROOT`` names it outright; else it lies in the state folder, or for people
-    without the right to write there in their own data folder (XDG base directories).
+    ``MESHD_ENGINE_ROOT`` names it outright; else it lies in the system's state folder, or for
+    people without the right to write there in their own data folder (XDG base directories).
     """
     explicit = environment.get("MESHD_ENGINE_ROOT")
     if explicit:
         return Path(explicit).absolute()
-    privileged = (os.geteuid() if uid is None else uid) == 0
-    if privileged or paths.state != folders.SYSTEM.state:
-        return (paths.state / "engine").absolute()
+    if (os.geteuid() if uid is None else uid) == 0:
+        return _SHARED
     data = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
     return Path(data) / "meshd/engine"
 
@@ -76,20 +76,26 @@ def locate(
     *,
     system: Path = Path("/"),
 ) -> Place | None:
-    """The engine to use: the explicit root, else the installed root, else the system's.
+    """The engine to use: the explicit root, else an engine root, else the system's.
+
+    The roots are the one in this node's state folder, this user's, and the machine's.
 
     :raises UserError: when ``MESHD_ENGINE_ROOT`` names a folder without an engine.
     """
-    root = engine_root(paths or folders.from_environment(environment), environment)
-    found = in_root(root)
-    if found is None and environment.get("MESHD_ENGINE_ROOT"):
-        if root.exists():
+    if explicit := environment.get("MESHD_ENGINE_ROOT"):
+        found = in_root(Path(explicit).absolute())
+        if found is None:
             raise UserError(
-                f"{root}: no {SERVER} in this engine root (MESHD_ENGINE_ROOT)",
-                hint=f"MESHD_ENGINE_ROOT={root} meshd engine install",
+                f"{explicit}: no {SERVER} in this engine root (MESHD_ENGINE_ROOT)",
+                hint=f"MESHD_ENGINE_ROOT={explicit} meshd engine install",
             )
-        return None
-    return found or on_system(environment, system=system)
+        return found
+    paths = paths or folders.from_environment(environment)
+    for root in (paths.state / "engine", engine_root(environment), _SHARED):
+        found = in_root(root.absolute())
+        if found is not None:
+            return found
+    return on_system(environment, system=system)
 
 
 def require(paths: Paths | None = None, environment: Mapping[str, str] = os.environ) -> Place:

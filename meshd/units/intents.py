@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 VALUE = "{}"
 
@@ -87,12 +88,8 @@ class Spelling:
     @property
     def flags(self) -> tuple[tuple[str, bool], ...]:
         """Each flag with whether a value follows it here."""
-        following = (*self.words[1:], "--")
-        return tuple(
-            (word, not after.startswith("-"))
-            for word, after in zip(self.words, following, strict=True)
-            if word.startswith("-")
-        )
+        pairs = pairwise((*self.words, "--"))
+        return tuple((word, not after.startswith("-")) for word, after in pairs if word[0] == "-")
 
 
 def _valued(*names: str) -> tuple[Spelling, ...]:
