@@ -21,7 +21,6 @@ from meshd.supervisor import Supervisor
 from meshd.units.process import ProcessApplier
 from meshd.units.render import render_dropin
 from meshd.units.spec import Applier
-from meshd.units.systemd import SystemdApplier
 
 
 class _Doors:
@@ -66,14 +65,9 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     """
     lock = _prepare(paths)
     doors = _Doors(paths, gateway=None if systemd else GatewayChild(paths))
-    applier: Applier
-    if systemd:
-        applier = SystemdApplier(paths)
-    else:
-        applier = ProcessApplier(paths, text=render_dropin)
     supervisor = Supervisor(
         paths,
-        applier=applier,
+        applier=_applier(paths, systemd=systemd),
         observer=NodeObserver(paths, systemd=systemd),
         memory=Disk(paths),
         notifier=Notifier(),
@@ -86,6 +80,14 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     finally:
         await doors.close()
         os.close(lock)
+
+
+def _applier(paths: Paths, *, systemd: bool) -> Applier:
+    if systemd:
+        from meshd.units.systemd import SystemdApplier
+
+        return SystemdApplier(paths)
+    return ProcessApplier(paths, text=render_dropin)
 
 
 def _prepare(paths: Paths) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 from meshd.config.load import Loaded
@@ -51,16 +50,17 @@ class NodeObserver:
 
     def _candidate(self, model: ModelSettings, folders: tuple[Path, ...]) -> Candidate:
         try:
-            facts = self._facts.read(find(model.source, folders))
-        except UserError as error:
+            return _found(model.name, self._facts.facts(find(model.source, folders)))
+        except (UserError, OSError) as error:
             return Candidate(model.name, None, problem=str(error))
-        return Candidate(model.name, facts, identity=_identity(facts))
 
 
-def _identity(facts: GgufFacts) -> str:
-    """Changes when any file of the model was replaced: path, size and time of each."""
-    parts = []
-    for file in facts.files:
-        status = os.stat(file)
-        parts.append(f"{file}:{status.st_size}:{status.st_mtime_ns}")
-    return "|".join(parts)
+def _found(model: str, facts: GgufFacts) -> Candidate:
+    """With an identity that changes when any of its files is replaced."""
+    stamps = [(file, Path(file).stat()) for file in facts.files]
+    return Candidate(
+        model,
+        facts,
+        identity="|".join(f"{file}:{st.st_size}:{st.st_mtime_ns}" for file, st in stamps),
+        modified_s=max(int(st.st_mtime) for _, st in stamps),
+    )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from meshd.config.load import Loaded
 from meshd.config.settings import Config
+from meshd.engine.backends import backend_for
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.gateway.routes import RoutingTable
@@ -35,8 +37,6 @@ from meshd.units.spec import EngineSpec, EngineStatus
 
 Answers = Callable[[str, int | None], bool]
 """Whether the engine of a unit, as this pid, passed its last health check."""
-
-_GPU_BACKENDS = frozenset({"CUDA", "ROCm", "HIP", "Vulkan", "SYCL"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def propose(
             refused.append(f"{decision.model}: {error}")
             continue
         specs.append(spec)
-    actions = changes(diff(engines, specs, render_dropin))
+    actions = changes(diff(engines, specs, partial(render_dropin, paths=paths)))
     return Proposal(
         node=node,
         plan=planned,
@@ -107,20 +107,20 @@ def propose(
 
 
 def node_view(config: Config, observation: Observation, running: tuple[Running, ...]) -> NodeView:
-    """This node's part of the view; pinned GPUs that are missing fail closed."""
+    """Our own part of the view; pinned GPUs that are missing fail closed."""
     gpu_problem = ""
     try:
         gpus = select_gpus(observation.hardware, config.node.gpus)
     except UserError as error:
         gpus, gpu_problem = (), str(error)
     build = observation.engine
+    backends = build.backends if build else ()
     return NodeView(
         id=observation.hardware.hostname,
         hardware=observation.hardware,
-        gpus=gpus,
+        gpus=tuple(gpu for gpu in gpus if backend_for(gpu.vendor, backends)),
         gpu_problem=gpu_problem,
         engine=build is not None,
-        gpu_backends=_GPU_BACKENDS & frozenset(build.backends if build else ()),
         candidates=observation.candidates,
         running=running,
     )

@@ -150,6 +150,7 @@ def routing_table(
                 context=decision.context,
                 quality=qualities.get(decision.model, "exact"),
                 capabilities=capabilities(facts) if facts else (),
+                created_s=candidate.modified_s if candidate else 0,
                 detail=model.detail,
             )
         )

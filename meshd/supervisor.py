@@ -332,7 +332,9 @@ class Supervisor:
             proposal,
             self._health.ready,
             degraded=tuple(
-                filter(None, (self._fallback, self._rejected, self._door_error, *self._apply_errors))
+                filter(
+                    None, (self._fallback, self._rejected, self._door_error, *self._apply_errors)
+                )
             ),
             generation=self._generation,
             trial_ends_s=self._trial.ends_s if self._trial else None,

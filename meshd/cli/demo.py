@@ -98,9 +98,7 @@ async def _node(
                 await process.wait()
 
 
-async def _ready(
-    paths: Paths, process: asyncio.subprocess.Process, log_path: Path
-) -> NodeStatus:
+async def _ready(paths: Paths, process: asyncio.subprocess.Process, log_path: Path) -> NodeStatus:
     """Wait until the node serves. :raises UserError: with the log's end, when it does not."""
     from meshd.cli.wait import until_settled
     from meshd.control import ControlClient, NotRunningError

@@ -26,11 +26,9 @@ _VERBS = (
     "config",
     "try_",
     "rollback",
-    "doctor",
     "engine",
     "demo",
     "gateway",
-    "hand",
 )
 
 

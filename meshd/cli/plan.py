@@ -41,6 +41,4 @@ async def _report(paths: Paths):  # type: ignore[no-untyped-def]
         return await ControlClient(paths.control_socket).plan(loaded.files)
     except NotRunningError:
         observation = await NodeObserver(paths)(loaded)
-        return pipeline.report(
-            pipeline.propose(loaded.config, observation, (), (), paths), loaded
-        )
+        return pipeline.report(pipeline.propose(loaded.config, observation, (), (), paths), loaded)

@@ -57,9 +57,7 @@ async def _try(paths: Paths, candidate: Path, timeout_s: float) -> int:
     return await _outcome(paths, client, files)
 
 
-async def _outcome(
-    paths: Paths, client: ControlClient, files: tuple[SourceFile, ...]
-) -> int:
+async def _outcome(paths: Paths, client: ControlClient, files: tuple[SourceFile, ...]) -> int:
     """Wait until the trial ends: kept here by Enter, kept elsewhere, or run out."""
     loop = asyncio.get_running_loop()
     entered = asyncio.Event()

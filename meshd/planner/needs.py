@@ -9,10 +9,15 @@ from meshd.planner.memory import estimate
 from meshd.planner.placement import HOST, Placement, on_host, split
 from meshd.planner.plan import DeviceUse, Layout
 
+_MICRO_BATCH = 512
+_PROMPT_MOST = 2048
+
 
 def needs(facts: GgufFacts, layout: Layout, *, context: int, slots: int) -> tuple[DeviceUse, ...]:
     """Memory on each device for `slots` requests of `context` tokens each, RAM last."""
-    settings = ContextSettings(context=context * slots, slots=slots)
+    settings = ContextSettings(
+        context=context * slots, slots=slots, ubatch=micro_batch(facts, context)
+    )
     return tuple(
         DeviceUse(
             device=RAM if memory.device == HOST else memory.device,
@@ -22,6 +27,11 @@ def needs(facts: GgufFacts, layout: Layout, *, context: int, slots: int) -> tupl
         )
         for memory in estimate(facts, _placement(facts, layout), settings)
     )
+
+
+def micro_batch(facts: GgufFacts, context: int) -> int:
+    """Tokens in one graph: an embedding model attends both ways and takes a prompt at once."""
+    return min(context, _PROMPT_MOST) if facts.pooling else _MICRO_BATCH
 
 
 def _placement(facts: GgufFacts, layout: Layout) -> Placement:

@@ -43,10 +43,11 @@ def plan(view: ClusterView, config: Config) -> Plan:
         budgets = budgets.without(decision.memory)
     decisions = []
     for model in config.models:
-        decision = kept.get(model.name)
-        if decision is None:
-            decision = _decide(node, config, model, budgets)
-            budgets = budgets.without(decision.memory)
+        if model.name in kept:
+            decisions.append(kept[model.name])
+            continue
+        decision = _decide(node, config, model, budgets)
+        budgets = budgets.without(decision.memory)
         decisions.append(decision)
     return Plan(tuple(decisions))
 
@@ -140,12 +141,11 @@ def _decide(node: NodeView, config: Config, model: ModelSettings, budgets: Budge
     budgets = budgets.less(RAM, prompt_cache_bytes(node.hardware.ram.total_bytes))
     notes = _notes(node)
     shapes = tuple(_shapes(facts, model))
-    usable = node.gpus if node.gpu_backends else ()
-    found = _first_fit(facts, usable, shapes, budgets)
+    found = _first_fit(facts, node.gpus, shapes, budgets)
     if found is None:
         return replace(
             wait,
-            blockers=(*notes, _shortfall(facts, usable, shapes, budgets)),
+            blockers=(*notes, _shortfall(facts, node.gpus, shapes, budgets)),
             next_step="free memory, lower context or slots, or take a smaller quantisation",
         )
     layout, shape = found
@@ -235,8 +235,8 @@ def _chosen(facts: GgufFacts, layout: Layout) -> Reason:
 def _notes(node: NodeView) -> tuple[Reason, ...]:
     if not node.hardware.gpus:
         return (Reason(Code.NO_GPU, "this node has no GPU"),)
-    if not node.gpu_backends:
-        text = "this node's engine has no backend for its GPUs"
+    if not node.gpus:
+        text = "this node's engine has no backend for the GPUs it may use"
         return (Reason(Code.NO_GPU_BACKEND, text),)
     return ()
 

@@ -15,12 +15,14 @@ class Candidate:
 
     :ivar facts: None when the file is not here or not readable; `problem` then says why.
     :ivar identity: of the content on disk (paths, sizes, times), so that a replaced file replans.
+    :ivar modified_s: Unix time of the newest of its files.
     """
 
     model: str
     facts: GgufFacts | None
     identity: str = ""
     problem: str = ""
+    modified_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,13 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node. :ivar gpus: those that it may use (pinned, present), not all it has."""
+    """One node. :ivar gpus: those that it may and can use: pinned, present, and with a backend."""
 
     id: str
     hardware: Hardware
     gpus: tuple[Gpu, ...] = ()
     gpu_problem: str = ""
     engine: bool = True
-    gpu_backends: frozenset[str] = frozenset()
     candidates: tuple[Candidate, ...] = ()
     running: tuple[Running, ...] = field(default=())
 

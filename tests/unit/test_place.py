@@ -60,7 +60,7 @@ def test_without_a_gpu_the_processor_serves() -> None:
 
 
 def test_a_gpu_that_the_engine_cannot_use_is_said() -> None:
-    world = node(gpu(), models={"m": facts()}, backends=frozenset())
+    world = node(gpu(), models={"m": facts()}, drivable=False)
     decision = only(plan(view(world), config(wants("m"))))
     assert decision.strategy is Strategy.SOLO_CPU
     assert Code.NO_GPU_BACKEND in {reason.code for reason in decision.reasons}

@@ -64,17 +64,16 @@ def node(
     models: dict[str, GgufFacts] | None = None,
     ram_gib: float = 32.0,
     running: tuple[Running, ...] = (),
-    backends: frozenset[str] = frozenset({"CUDA"}),
+    drivable: bool = True,
     engine: bool = True,
     gpu_problem: str = "",
 ) -> NodeView:
     return NodeView(
         id="box",
         hardware=hardware(*gpus, ram_gib=ram_gib),
-        gpus=gpus,
+        gpus=gpus if drivable else (),
         gpu_problem=gpu_problem,
         engine=engine,
-        gpu_backends=backends,
         candidates=tuple(
             Candidate(name, found, identity=f"{name}:1") for name, found in (models or {}).items()
         ),

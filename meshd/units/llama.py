@@ -1,0 +1,136 @@
+"""From a decision to the llama-server that carries it out. Pure: the same in, the same out.
+
+Everything that the planner decided is said outright (``--fit off``), so that the engine never
+rewrites the plan behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from meshd.engine.backends import engine_devices
+from meshd.engine.build import EngineBuild
+from meshd.errors import UserError
+from meshd.models.facts import GgufFacts
+from meshd.node.inventory import Hardware, Vendor
+from meshd.paths import Paths
+from meshd.planner.layout import RAM
+from meshd.planner.needs import micro_batch
+from meshd.planner.place import prompt_cache_bytes
+from meshd.planner.plan import Decision, Layout
+from meshd.units.dialect import Dialect, Flag
+from meshd.units.intents import Intent
+from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
+
+MIB = 1024**2
+GIB = 1024**3
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+
+
+def instance_name(model: str) -> str:
+    """The unit instance for a model: its own name where systemd and sockets can bear it, else a
+    readable part of it and a hash, so that two models never meet.
+    """
+    if _NAME.fullmatch(model):
+        return model
+    readable = re.sub(r"[^a-z0-9._-]+", "-", model.lower()).strip("-._")[:24]
+    digest = hashlib.sha256(model.encode()).hexdigest()[:8]
+    return f"{readable}-{digest}" if readable else digest
+
+
+def llama_spec(
+    decision: Decision, facts: GgufFacts, build: EngineBuild, hardware: Hardware, paths: Paths
+) -> EngineSpec:
+    """The engine for one served decision.
+
+    :raises UserError: the build lacks llama-server, or a flag that the decision needs.
+    """
+    server = build.binary("llama-server")
+    if server is None:
+        raise UserError("the engine has no llama-server", hint="meshd engine install")
+    name = instance_name(decision.model)
+    dialect = Dialect.from_help(
+        build.help_text, build=f"llama-server {build.version or build.build}"
+    )
+    devices, environment = _devices(decision.layout, hardware, build)
+    cache_bytes = prompt_cache_bytes(hardware.ram.total_bytes)
+    flags = [
+        Flag(Intent.MODEL, facts.files[0]),
+        Flag(Intent.ALIAS, decision.model),
+        Flag(Intent.HOST, str(paths.engine_socket(name))),
+        Flag(Intent.CONTEXT, str(decision.context * decision.slots)),
+        Flag(Intent.SLOTS, str(decision.slots)),
+        Flag(Intent.KV_UNIFIED, "off"),
+        Flag(Intent.UBATCH, str(micro_batch(facts, decision.context))),
+        Flag(Intent.FIT, "off"),
+        *_placement_flags(decision.layout, facts, devices),
+        Flag(Intent.FLASH_ATTENTION, "auto"),
+        Flag(Intent.LOAD_MODE, "mmap"),
+        Flag(Intent.THREADS, str(max(1, hardware.cpu.physical_cores))),
+        Flag(Intent.CACHE_RAM, str(cache_bytes // MIB), optional=True),
+        *_purpose_flags(facts),
+        Flag(Intent.METRICS, "on", optional=True),
+        Flag(Intent.SLOTS_ENDPOINT, "on", optional=True),
+        Flag(Intent.UI, "off", optional=True),
+        Flag(Intent.OFFLINE, "on", optional=True),
+        Flag(Intent.LOG_COLORS, "off", optional=True),
+        Flag(Intent.LOG_TIMESTAMPS, "off", optional=True),
+    ]
+    return EngineSpec(
+        kind=EngineKind.LLAMA,
+        name=name,
+        model=decision.model,
+        argv=(server.path, *dialect.render(flags)),
+        environment=environment,
+        reads=facts.files,
+        gpu=_access(decision.layout, hardware),
+        memory_max_bytes=_memory_max_bytes(decision, cache_bytes),
+        load_bytes=facts.file_bytes,
+    )
+
+
+def _placement_flags(layout: Layout, facts: GgufFacts, devices: tuple[str, ...]) -> list[Flag]:
+    if not devices:
+        return [Flag(Intent.DEVICES, "none"), Flag(Intent.GPU_LAYERS, "0")]
+    layers = sum(layout.gpu_layers)
+    flags = [
+        Flag(Intent.DEVICES, ",".join(devices)),
+        Flag(Intent.GPU_LAYERS, "all" if layers > len(facts.layers) else str(layers)),
+    ]
+    if len(devices) > 1:
+        flags.append(Flag(Intent.SPLIT_MODE, "layer"))
+        flags.append(Flag(Intent.TENSOR_SPLIT, ",".join(map(str, layout.gpu_layers))))
+    if layout.cpu_moe_layers:
+        flags.append(Flag(Intent.CPU_MOE_LAYERS, str(layout.cpu_moe_layers)))
+    return flags
+
+
+def _purpose_flags(facts: GgufFacts) -> list[Flag]:
+    if facts.pooling:
+        return [Flag(Intent.EMBEDDINGS, "on"), Flag(Intent.POOLING, facts.pooling)]
+    return [Flag(Intent.JINJA, "on")]
+
+
+def _devices(
+    layout: Layout, hardware: Hardware, build: EngineBuild
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    try:
+        found = engine_devices(layout.gpus, hardware.gpus, build.backends)
+    except ValueError as error:
+        raise UserError(str(error), hint="meshd doctor") from error
+    return found.names, found.environment
+
+
+def _access(layout: Layout, hardware: Hardware) -> GpuAccess:
+    vendors = {gpu.vendor for gpu in hardware.gpus if gpu.id in layout.gpus}
+    if not vendors:
+        return GpuAccess.NONE
+    return GpuAccess.NVIDIA if vendors == {Vendor.NVIDIA} else GpuAccess.DRI
+
+
+def _memory_max_bytes(decision: Decision, cache_bytes: int) -> int:
+    """What the engine may take of system memory before it is stopped rather than the node."""
+    planned = sum(use.total_bytes for use in decision.memory if use.device == RAM)
+    return planned * 5 // 4 + cache_bytes + GIB
