@@ -1,0 +1,203 @@
+"""Whether the root hand may do what the brain asks for. Pure: what was seen on disk is passed in.
+
+The brain is not trusted here: it talks to the network, this side commands systemd as root. An
+engine may only be one of the engine's programs, with known flags, reading files that the
+configuration (root's own) allows.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from meshd.paths import Paths
+from meshd.units import flags
+from meshd.units.flags import Value
+from meshd.units.spec import EngineKind, EngineSpec
+
+MAX_ENGINES = 64
+_MAX_WORDS = 512
+_MAX_WORD = 8192
+_MAX_READS = 1024
+_MAX_ENVIRONMENT = 32
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,19}(\.[0-9]{1,19})?([eE][+-]?[0-9]{1,3})?|all|auto|max")
+_WORD = re.compile(r"[A-Za-z0-9_.,:;=+*/\\()\[\]{}|?^$<>-]{1,4096}")
+_LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+_PROGRAMS = {
+    EngineKind.LLAMA: frozenset(["llama-server"]),
+    EngineKind.RPC: frozenset(["ggml-rpc-server", "rpc-server"]),
+}
+_FLAGS = {EngineKind.LLAMA: flags.LLAMA, EngineKind.RPC: flags.RPC}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What lies at a path.
+
+    :ivar real: without symbolic links.
+    :ivar regular: a regular file that exists.
+    :ivar roots_own: it, and every folder of the engine that it is in, belong to root and can be
+        written by nobody else.
+    """
+
+    real: str
+    regular: bool = False
+    roots_own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What root allows.
+
+    :ivar program_dirs: patterns of folders that hold the engine's programs.
+    :ivar model_dirs: folders without symbolic links; all below may be read.
+    :ivar sources: patterns of single files without symbolic links.
+    """
+
+    paths: Paths
+    program_dirs: tuple[str, ...]
+    model_dirs: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+
+
+def refusals(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> tuple[str, ...]:
+    """Why this engine may not be started; empty when it may.
+
+    :param seen: for argv[0] and every path in `spec.reads`.
+    """
+    if not _NAME.fullmatch(spec.name):
+        # Nothing else is worth saying of a spec whose unit cannot even be named.
+        return (f"{spec.name[:80]!r} cannot be an engine's name",)
+    return tuple(
+        f"{spec.unit}: {why}"
+        for why in (
+            *_sizes(spec),
+            *_program(spec, policy, seen),
+            *_arguments(spec, policy),
+            *_files(spec, policy, seen),
+            *_environment(spec, policy),
+        )
+    )
+
+
+def _sizes(spec: EngineSpec) -> Iterator[str]:
+    words = (*spec.argv, *spec.reads, *(word for pair in spec.environment for word in pair))
+    if len(spec.argv) > _MAX_WORDS or len(spec.reads) > _MAX_READS:
+        yield f"{len(spec.argv)} arguments and {len(spec.reads)} files are too many"
+    if len(spec.environment) > _MAX_ENVIRONMENT:
+        yield f"{len(spec.environment)} variables are too many"
+    if any(len(word) > _MAX_WORD for word in (spec.model, *words)):
+        yield f"a value of more than {_MAX_WORD} characters"
+    if not all(word.isprintable() for word in (spec.model, *words)):
+        yield "a value with control characters"
+    if spec.memory_max_bytes is not None and spec.memory_max_bytes <= 0:
+        yield f"{spec.memory_max_bytes} bytes of memory are no limit"
+
+
+def _program(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> Iterator[str]:
+    if not spec.argv:
+        yield "no program"
+        return
+    program = spec.argv[0]
+    found = seen.get(program, Seen(program))
+    for path in (program, found.real):
+        if not _in_program_dirs(str(PurePosixPath(path).parent), policy) or _winding(path):
+            yield f"{path} is not in a folder of the engine"
+            return
+    if PurePosixPath(program).name not in _PROGRAMS[spec.kind]:
+        yield f"{program} is not a program for a {spec.kind} engine"
+    elif not found.regular:
+        yield f"{program} is not there"
+    elif not found.roots_own:
+        yield f"{program} could be replaced by others than root"
+
+
+def _in_program_dirs(folder: str, policy: Policy) -> bool:
+    return any(fnmatch.fnmatchcase(folder, pattern) for pattern in policy.program_dirs)
+
+
+def _winding(path: str) -> bool:
+    return not path.startswith("/") or str(PurePosixPath(path)) != path or ".." in path.split("/")
+
+
+def _arguments(spec: EngineSpec, policy: Policy) -> Iterator[str]:
+    known = _FLAGS[spec.kind]
+    words = list(spec.argv[1:])
+    given: set[Value] = set()
+    while words:
+        flag = words.pop(0)
+        kind = known.get(flag)
+        if kind is None:
+            yield f"{flag[:80]!r} is not a flag that the hand knows"
+            return
+        given.add(kind)
+        if kind is Value.NONE:
+            continue
+        if kind is Value.SWITCH:
+            if words and words[0] in ("on", "off", "auto"):
+                words.pop(0)
+            continue
+        if not words:
+            yield f"{flag} is followed by nothing, wants {kind.value}"
+            return
+        value = words.pop(0)
+        if not _fits(kind, value, spec, policy):
+            yield f"{flag} {value[:200]!r}: not {kind.value} that is allowed"
+    if Value.HOST not in given:
+        # The engines' own defaults are not meshd's to rely on.
+        yield "--host is missing"
+
+
+def _fits(kind: Value, value: str, spec: EngineSpec, policy: Policy) -> bool:
+    if kind is Value.NUMBER:
+        return _NUMBER.fullmatch(value) is not None
+    if kind is Value.HOST:
+        if spec.kind is EngineKind.RPC:
+            return value in ("127.0.0.1", "::1")
+        return value == str(policy.paths.engine_socket(spec.name))
+    if value.startswith("-"):
+        # Were the engine's idea of this flag another one, it would read the value as a flag.
+        return False
+    if kind is Value.FILE:
+        return value in spec.reads
+    if kind is Value.ENDPOINTS:
+        return all(_LOOPBACK.fullmatch(endpoint) for endpoint in value.split(","))
+    return kind is Value.TEXT or _WORD.fullmatch(value) is not None
+
+
+def _files(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> Iterator[str]:
+    for path in spec.reads:
+        found = seen.get(path, Seen(path))
+        if _winding(path) or not path.isprintable() or set(path) & set("\\\"'"):
+            yield f"{path[:200]!r} is not a path that a unit can name"
+        elif not found.regular:
+            yield f"{path} is not a file"
+        elif not _may_read(found.real, policy):
+            yield f"{path} is not in the folders and files that /etc/mesh allows"
+
+
+def _may_read(real: str, policy: Policy) -> bool:
+    parents = {str(parent) for parent in PurePosixPath(real).parents}
+    return not parents.isdisjoint(policy.model_dirs) or any(
+        # fnmatch's star would cross folders, glob's does not.
+        fnmatch.fnmatchcase(real, pattern)
+        and ("**" in pattern or pattern.count("/") == real.count("/"))
+        for pattern in policy.sources
+    )
+
+
+def _environment(spec: EngineSpec, policy: Policy) -> Iterator[str]:
+    for name, value in spec.environment:
+        if name in flags.ENVIRONMENT_FOLDERS:
+            for folder in value.split(":"):
+                if _winding(folder) or not _in_program_dirs(folder, policy):
+                    yield f"{name}: {folder} is not a folder of the engine"
+        elif name not in flags.ENVIRONMENT:
+            yield f"{name[:80]!r} is not a variable that the hand knows"
+        elif not _WORD.fullmatch(value):
+            yield f"{name}={value[:200]!r} is not allowed"
