@@ -89,6 +89,7 @@ class Node:
     """One booted container; make it with :func:`booted`.
 
     :ivar pid: of the container's PID 1, as the host sees it.
+    :ivar address: on the test's network, "" where it is on none.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Node:
     ) -> None:
         self.name = name
         self.pid = 0
+        self.address = ""
         self._lowerdir = lowerdir
         self._folder = folder
         self._arguments = tuple(arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import network
 from tests.lab import node as lab
 
 SLEEPER = """[Service]
@@ -66,6 +67,26 @@ def test_nodes_are_machines_of_their_own(make_node: Callable[[str], lab.Node]) -
     assert one.read("/etc/machine-id") != two.read("/etc/machine-id")
     one.write("/etc/mine", "one")
     assert two.run(["test", "-e", "/etc/mine"]).returncode == 1
+
+
+def test_nodes_on_a_bridge_see_each_other_until_the_link_is_cut(
+    lowerdir: str, scratch: Path
+) -> None:
+    with (
+        network.bridge() as ethernet,
+        ethernet.node("left", lowerdir, scratch) as left,
+        ethernet.node("right", lowerdir, scratch) as right,
+    ):
+        serve = ["python3", "-m", "http.server", "--bind", right.address, "8000"]
+        right.run(["systemd-run", "--unit=web", *serve], check=True)
+        url = f"http://{right.address}:8000"
+        left.wait(lambda: left.http("/", url=url, timeout_s=2).status == 200, 20, "the first page")
+        ethernet.cut(right)
+        assert left.http("/", url=url, timeout_s=1).status == 0
+        ethernet.mend(right)
+        left.wait(lambda: left.http("/", url=url, timeout_s=2).status == 200, 20, "the link")
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True)
+    assert f" {ethernet.name}" not in links.stdout
 
 
 def test_nothing_is_left_of_a_node(lowerdir: str, scratch: Path) -> None:
