@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from meshd import paths
+from meshd import logging, paths
 from meshd.config.settings import GatewaySettings
 from meshd.gateway.listen import inherited_sockets, open_sockets, parse_address
 from meshd.gateway.serve import DRAIN_S, GatewayOptions, serve
@@ -46,6 +46,7 @@ def register(subparsers: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     # A reload of the node must not end a gateway that has only begun to start.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    logging.configure()
     routes = args.routes or paths.from_environment().routes
     sockets = inherited_sockets(os.environ, os.getpid())
     if not sockets:

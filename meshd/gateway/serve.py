@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 from aiohttp import web
-from sdnotify import SystemdNotifier
 
 from meshd.gateway.app import make_app
 from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.relay import Relay
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.upstreams import Deadlines, Upstreams
+from meshd.notify import Notifier
 
 DRAIN_S = 20.0
 # After the drain: time for the error events to reach their clients.
@@ -80,27 +79,24 @@ async def serve(options: GatewayOptions, sockets: list[socket.socket]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: _log.debug("SIGHUP: nothing to reload"))
-    notifier = SystemdNotifier()
+    notifier = Notifier()
     async with running(options, sockets) as runner:
         _log.info("gateway ready", addresses=[_shown(place) for place in runner.addresses])
-        notifier.notify("READY=1")
-        feeding = asyncio.create_task(_feed_watchdog(notifier.notify))
+        notifier.ready()
+        feeding = asyncio.create_task(_feed_watchdog(notifier))
         await stop.wait()
-        notifier.notify("STOPPING=1")
+        notifier.stopping()
         _log.info("gateway stops", drain_s=options.drain_s)
     feeding.cancel()
+    notifier.close()
 
 
-async def _feed_watchdog(notify: Callable[[str], None]) -> None:
-    """From the event loop, so that a hung one is noticed. Protocol: sd_watchdog_enabled(3)."""
-    limit_us = os.environ.get("WATCHDOG_USEC", "")
-    if not limit_us.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(
-        os.getpid()
-    ):
-        return
-    while True:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(int(limit_us) / 1e6 / 3)
+async def _feed_watchdog(notifier: Notifier) -> None:
+    """From the event loop, so that a hung one is noticed."""
+    interval_s = notifier.watchdog_interval_s
+    while interval_s:
+        notifier.watchdog()
+        await asyncio.sleep(interval_s / 3)
 
 
 def _shown(place: object) -> str:

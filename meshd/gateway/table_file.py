@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshd.files import write_atomically
 from meshd.gateway.routes import RoutingTable, RoutingTableError, decode, encode
 
 MAX_TABLE_BYTES = 16 * 1024 * 1024
@@ -21,22 +21,11 @@ class LoadedTable:
 
 
 def write_table(path: Path, table: RoutingTable) -> None:
-    """Replace the table at once: temporary name, sync, rename; readable by the gateway's user.
+    """Replace the table at once; readable by the gateway's user.
 
     :raises OSError: the folder is missing, full or not writable; the old table is untouched.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(encode(table))
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, encode(table))
 
 
 def read_table(path: Path) -> LoadedTable:

@@ -13,6 +13,7 @@ import structlog
 from meshd.gateway.engine_call import trace
 from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.routes import RoutingTable
+from meshd.gateway.unix_connector import PatientUnixConnector
 
 _log = structlog.get_logger("meshd.gateway")
 
@@ -66,7 +67,7 @@ class Upstreams:
         session = self._sessions.get(socket)
         if session is None:
             session = self._sessions[socket] = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(socket, limit=0, keepalive_timeout=_KEEPALIVE_S),
+                connector=PatientUnixConnector(socket, limit=0, keepalive_timeout=_KEEPALIVE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._deadlines.connect),
                 auto_decompress=False,
@@ -136,7 +137,7 @@ class Upstreams:
 
     async def _healthy(self, socket: str) -> bool:
         # A connection of its own: a pooled one would say nothing about who listens now.
-        connector = aiohttp.UnixConnector(socket, force_close=True)
+        connector = PatientUnixConnector(socket, force_close=True)
         timeout = aiohttp.ClientTimeout(total=_PROBE_S)
         try:
             async with (
