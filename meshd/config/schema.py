@@ -81,7 +81,16 @@ def expectation(schema: Schema) -> str:
 
 def homes(key: str) -> tuple[str, ...]:
     """Where in the configuration a key of this name belongs, such as ``models[].slots``."""
-    return tuple(path for path in _all_keys(published(), "") if path.split(".")[-1] == key)
+    return _homes().get(key, ())
+
+
+@cache
+def _homes() -> Mapping[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for path in _all_keys(published(), ""):
+        key = path.rsplit(".", 1)[-1]
+        found[key] = (*found.get(key, ()), path)
+    return found
 
 
 def _all_keys(schema: Schema, prefix: str) -> Iterator[str]:

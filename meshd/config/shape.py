@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.config.findings import Finding, Mark, finding
 from meshd.config.schema import validator
-from meshd.config.shape_words import Complaint, explain
+from meshd.config.shape_words import MAX_COMPLAINTS, Complaint, explain
 from meshd.config.tree import ListNode, MapNode, Path, at, plain, without
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
-MAX_FINDINGS = 200
+MAX_FINDINGS = MAX_COMPLAINTS
 _ATTEMPTS = 6
 
 
@@ -31,6 +31,8 @@ def check(tree: MapNode, texts: Mapping[str, str]) -> tuple[MapNode | None, list
             return rest, findings
         if attempt == 0:
             findings = found
+            if len(found) >= MAX_FINDINGS:
+                break
         # To cut out what is wrong can leave something incomplete: that is cut out next, in silence.
         cut = without(rest, frozenset(wrong))
         if not isinstance(cut, MapNode):
@@ -48,6 +50,8 @@ def _faults(tree: MapNode, texts: Mapping[str, str]) -> tuple[list[Finding], set
             mark = _mark(tree, path, complaint)
             findings[finding(mark, complaint.message, texts, hint=complaint.hint)] = None
             wrong.add((*path, complaint.key) if complaint.key is not None else path)
+            if len(findings) >= MAX_FINDINGS:
+                return list(findings), wrong
     return list(findings), wrong
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _LOOSE_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 
+MAX_COMPLAINTS = 200
+
 _SAYS_BOOL = {
     **dict.fromkeys(("true", "yes", "on", "y"), "true"),
     **dict.fromkeys(("false", "no", "off", "n"), "false"),
@@ -62,14 +64,11 @@ def _wrong_value(error: ValidationError, node: Node) -> list[Complaint]:
 def _unknown_keys(error: ValidationError, node: Node) -> list[Complaint]:
     known = sorted(_schema(error)["properties"])
     keys = [entry.key for entry in node.entries] if isinstance(node, MapNode) else []
-    return [
-        Complaint(f"unknown key {quoted(key)}", _key_hint(key, known, error), key)
-        for key in keys
-        if key not in known
-    ]
+    unknown = [key for key in keys if key not in known][:MAX_COMPLAINTS]
+    return [Complaint(f"unknown key {quoted(key)}", _key_hint(key, known), key) for key in unknown]
 
 
-def _key_hint(key: str, known: Sequence[str], error: ValidationError) -> str:
+def _key_hint(key: str, known: Sequence[str]) -> str:
     if hint := did_you_mean(key, known):
         return hint
     places = [place for place in homes(key) if not place.endswith((".merge", ".replace"))]
