@@ -16,23 +16,26 @@ from pathlib import Path
 from meshd import __version__, paths
 from meshd.errors import UserError
 
-# Modules are imported when the program starts, so each keeps its own heavy imports inside.
-_VERBS = (
-    "run",
-    "check",
-    "plan",
-    "apply",
-    "status",
-    "config",
-    "try_",
-    "rollback",
-    "engine",
-    "demo",
-    "gateway",
-)
+# Verb on the command line, and the module of meshd.cli that has it.
+_VERBS = {
+    "run": "run",
+    "check": "check",
+    "plan": "plan",
+    "apply": "apply",
+    "status": "status",
+    "config": "config",
+    "try": "try_",
+    "rollback": "rollback",
+    "doctor": "doctor",
+    "engine": "engine",
+    "demo": "demo",
+    "gateway": "gateway",
+    "hand": "hand",
+}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser for this command line: only the verb that it names is imported."""
     top = argparse.ArgumentParser(
         prog="meshd",
         description="One inference mesh out of your GPU boxes, from one file: /etc/mesh/mesh.yaml.",
@@ -41,8 +44,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--config", type=Path, metavar="FILE", help="instead of /etc/mesh/mesh.yaml")
     top.add_argument("--root", type=Path, metavar="DIR", help="keep state and sockets under DIR")
     verbs = top.add_subparsers(metavar="VERB", required=True)
-    for name in _VERBS:
-        importlib.import_module(f"meshd.cli.{name}").register(verbs)
+    named = [_VERBS[word] for word in argv if word in _VERBS][:1]
+    for module in named or _VERBS.values():
+        importlib.import_module(f"meshd.cli.{module}").register(verbs)
     return top
 
 
@@ -56,7 +60,8 @@ def _paths(arguments: argparse.Namespace) -> paths.Paths:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser(argv).parse_args(argv)
     arguments.paths = _paths(arguments)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
