@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from meshd.engine import apt, locate
@@ -79,6 +80,8 @@ def install(
         place = _present(target, only_root=only_root, paths=paths, environment=environment)
         if place is None and not only_root and os.geteuid() == 0:
             place = _from_running_release(environment, progress)
+        if place is None:
+            place = _moved(target, progress)
         if place is None:
             place = _into_root(target, cache or target.parent / "engine-apt", progress)
         progress("checking what it can do")
@@ -161,6 +164,17 @@ def render_nodes() -> tuple[str, ...]:
     return tuple(sorted(str(node) for node in Path("/dev/dri").glob("renderD*")))
 
 
+def _moved(target: Path, progress: Progress) -> locate.Place | None:
+    """An engine root of ours that was moved or copied here, mended; None where there is none."""
+    place = locate.in_root(target)
+    if place is None or place.missing or place.manifest is None:
+        return None
+    progress(f"was made for {place.manifest.prefix}; relocating to {target}")
+    relocate(target, prefix=target)
+    write_manifest(target, replace(place.manifest, prefix=str(target)))
+    return locate.in_root(target)
+
+
 def _into_root(target: Path, cache: Path, progress: Progress) -> locate.Place:
     find_patchelf()
     if target.exists() and read_manifest(target) is None and any(target.iterdir()):
@@ -177,7 +191,9 @@ def _into_root(target: Path, cache: Path, progress: Progress) -> locate.Place:
     private = apt.open_private_apt(cache.absolute(), suite=SUITE, progress=progress)
     wanted = (*_PACKAGES, *backend_packages(render_nodes()))
     packages = apt.download(private, wanted, progress)
-    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    for left_over in target.parent.glob(f".{target.name}.meshd-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.meshd-new-"))
     try:
         # Engines run as users of their own and must be able to read it.
         fresh.chmod(0o755)
@@ -213,7 +229,7 @@ def _unpack(archive: Path, tree: Path) -> None:
 
 def _swap_in(fresh: Path, target: Path) -> None:
     """Put the new tree in place; if it does not run there, the old one comes back."""
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.meshd-old-"))
     had_one = target.exists()
     if had_one:
         target.replace(aside)

@@ -142,7 +142,8 @@ def _search(where: Iterable[Path]) -> dict[str, Path]:
         for name in (*REQUIRED, *OPTIONAL):
             for spelling in (name, *_OTHER_NAMES.get(name, ())):
                 path = folder / spelling
-                if name not in found and path.is_file() and os.access(path, os.X_OK):
+                # access() first: it answers no, rather than raise, in folders of other users.
+                if name not in found and os.access(path, os.X_OK) and path.is_file():
                     found[name] = path
     return found
 
