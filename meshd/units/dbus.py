@@ -118,14 +118,12 @@ class DbusSystemd:
         self._changed.clear()
 
     async def close(self) -> None:
-        if self._watcher:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
         if self._bus:
             self._bus.disconnect()
-            with contextlib.suppress(Exception):
-                await self._bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
-            self._bus = None
+        if self._watcher:
+            # Not cancelled: it would take the connection's own future with it.
+            await self._watcher
+        self._bus = self._watcher = None
 
     async def _job(self, method: str, unit: str) -> None:
         if not _OURS.fullmatch(unit):

@@ -57,13 +57,16 @@ def _read(path: Path, owners: Collection[int] | None) -> bytes:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
+    try:
+        about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise UserError(f"{path}: not a regular file")
         if owners is not None and (about.st_uid not in owners or about.st_mode & 0o022):
             raise UserError(f"{path}: may be written by others than meshd (user {about.st_uid})")
-        data = file.read(MAX_BYTES + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(data) > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES} bytes")
     return data

@@ -20,7 +20,7 @@ from meshd.units.spec import Desired, EngineStatus, Outcome
 
 _ANSWER_S = 18.0
 # A path unit can miss a change that falls between the hand's last look and its exit.
-_REMIND_S = 3.0
+_REMIND_S = 0.7
 _POLL_MS = 50
 # inotify begins after the first look: what falls between is seen at the next.
 _LOOK_AGAIN_MS = 250
