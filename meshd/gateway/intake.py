@@ -63,7 +63,7 @@ class Intake:
                 raise Refuse(
                     ApiError(408, "The request body did not arrive in time.", code="timeout")
                 ) from None
-            if isinstance(error, (aiohttp.ClientError, web.PayloadAccessError, ValueError)):
+            if isinstance(error, (aiohttp.ClientError, web.RequestPayloadError, ValueError)):
                 raise Refuse(
                     ApiError(400, "The request body is not valid HTTP.", code="invalid_body")
                 ) from None

@@ -12,10 +12,11 @@ import socket
 from typing import TYPE_CHECKING
 
 import aiohttp
+from aiohttp.client_exceptions import UnixClientConnectorError
+from aiohttp.client_proto import ResponseHandler
 
 if TYPE_CHECKING:
     from aiohttp import ClientRequest, ClientTimeout
-    from aiohttp.client_proto import ResponseHandler
     from aiohttp.tracing import Trace
 
 _FIRST_DELAY_S = 0.001
@@ -54,10 +55,11 @@ class PatientUnixConnector(aiohttp.UnixConnector):
             async with asyncio.timeout(timeout.sock_connect):
                 connection = await connect(self.path)
                 loop = asyncio.get_running_loop()
-                protocol = self._factory()
-                await loop.create_unix_connection(lambda: protocol, sock=connection)
+                _, protocol = await loop.create_unix_connection(
+                    lambda: ResponseHandler(loop), sock=connection
+                )
         except TimeoutError:
             raise
         except OSError as error:
-            raise aiohttp.UnixClientConnectorError(self.path, req.connection_key, error) from error
+            raise UnixClientConnectorError(self.path, req.connection_key, error) from error
         return protocol
