@@ -93,10 +93,10 @@ def report(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors first, then by place within each file; files keep the order of the layers."""
+def in_order(findings: Iterable[Finding], layers: Iterable[SourceFile] = ()) -> tuple[Finding, ...]:
+    """Errors first, then by file and place; files in the order of the layers, then of mention."""
     severities = list(Severity)
-    files: dict[str, int] = {}
+    files = {file.path: index for index, file in enumerate(layers)}
     unique = list(dict.fromkeys(findings))
     for one in unique:
         files.setdefault(one.file, len(files))

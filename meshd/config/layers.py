@@ -57,7 +57,7 @@ def parse_layers(files: Sequence[SourceFile]) -> Loaded:
             trees.append(tree)
     if len(trees) < len(files):
         # What a lost file said is unknown: to judge the rest without it would be guesswork.
-        raise ConfigError(findings)
+        raise ConfigError(in_order(findings, files))
     merged, found = merge(trees, texts)
     findings += found
     whole, found = meaning.complete(merged, texts)
@@ -67,8 +67,8 @@ def parse_layers(files: Sequence[SourceFile]) -> Loaded:
     config = build(data)
     findings += meaning.check(config, whole, texts)
     if any(one.severity is Severity.ERROR for one in findings):
-        raise ConfigError(findings)
-    return Loaded(config, in_order(findings), dict(_origins(whole, "")), tuple(files))
+        raise ConfigError(in_order(findings, files))
+    return Loaded(config, in_order(findings, files), dict(_origins(whole, "")), tuple(files))
 
 
 def _origins(node: Node, path: str) -> Iterator[tuple[str, Origin]]:

@@ -55,7 +55,7 @@ def load(paths: Paths) -> Loaded:
     findings += _missing_sources(loaded)
     if any(one.severity is Severity.ERROR for one in findings):
         raise ConfigError((*findings, *loaded.findings))
-    return replace(loaded, findings=in_order((*loaded.findings, *findings)))
+    return replace(loaded, findings=in_order((*loaded.findings, *findings), files))
 
 
 def read_files(paths: Paths) -> tuple[SourceFile, ...]:
@@ -143,7 +143,9 @@ def _unreadable(path: Path, error: OSError | ValueError) -> Finding:
         )
     elif number == errno.ENOENT:
         message = "there is no such file"
-        hint = f"a commented one to begin with: {shipped('etc', 'mesh.yaml')}"
+        template = shipped("etc", "mesh.yaml")
+        copy = f"cp {template} {printable(str(path))}"
+        hint = copy if template.exists() else "an empty file takes every default"
     elif number in (errno.EACCES, errno.EPERM):
         message, hint = "may not be read by this user", "run as root, or change the file's mode"
     elif number == errno.ELOOP:

@@ -327,6 +327,12 @@ def test_findings_of_meaning_point_into_the_file_that_said_it():
     assert found.source_line == "  nostr: true"
 
 
+def test_findings_keep_the_order_of_the_layers():
+    first = "discovery: {lan: true}"
+    found = load(first, "gateway: {listen: ['0.0.0.0:1']}", "discovery: {nostr: true}").findings
+    assert [one.file for one in found] == ["0.yaml", "1.yaml", "2.yaml"]
+
+
 def test_parse_layers_of_the_files_gives_the_same_again():
     loaded = load("mesh: {name: a}", "mesh: {name: b}")
     assert parse_layers(loaded.files) == loaded

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 
 from meshd.config import settings
@@ -146,6 +147,22 @@ def test_every_single_commented_default_can_be_uncommented_alone():
     for place in places:
         one = [line.replace("#", "", 1) if i == place else line for i, line in enumerate(lines)]
         assert parse_layers([SourceFile("m", "\n".join(one))]).findings == ()
+
+
+def test_an_editor_that_reads_only_the_schema_agrees():
+    data = yaml.safe_load(mesh_yaml(published()))
+    assert list(Draft202012Validator(published()).iter_errors(data)) == []
+
+
+def test_the_drop_in_shown_in_the_documentation_works():
+    page = (ROOT / "docs/configuration.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    loaded = parse_layers(
+        [SourceFile("mesh.yaml", mesh_yaml(published())), SourceFile("10.yaml", example)]
+    )
+    assert [model.name for model in loaded.config.models] == ["tiny", "big"]
+    assert loaded.config.models[0].slots == 4
+    assert loaded.config.gateway.listen == ("127.0.0.1:8080",)
 
 
 def test_the_modeline_is_the_first_line():

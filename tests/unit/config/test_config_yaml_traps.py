@@ -190,6 +190,12 @@ def test_deep_nesting(opening):
     assert "levels deep" in only(opening * 200_000).message
 
 
+def test_other_line_ends():
+    assert parse(b"mesh:\r\n  name: lab\r\n").config.mesh.name == "lab"
+    found = only(b"mesh:\r\n  name: lab\r\n  nam: x\r\n")
+    assert (found.line, found.column, found.source_line) == (3, 3, "  nam: x")
+
+
 def test_tabs():
     found = only("mesh:\n\tname: lab\n")
     assert (found.line, found.column) == (2, 1)
