@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections import OrderedDict
+from itertools import chain, repeat
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageType
@@ -104,13 +105,12 @@ class DbusSystemd:
             await self._manager("ResetFailedUnit", "s", [unit])
 
     async def changed(self) -> None:
-        for delay_s in (*_RETRY_S, None):
+        for delay_s in chain(_RETRY_S, repeat(_RETRY_S[-1])):
             try:
                 await self._connected()
                 break
-            except Unavailable:
-                if delay_s is None:
-                    raise
+            except SystemdError:
+                # Who wants to act meanwhile gets the error; this one only waits for news.
                 await asyncio.sleep(delay_s)
         await self._changed.wait()
         # One start is a handful of signals.
