@@ -147,7 +147,7 @@ def _rpc_start(program: Path | None) -> str:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        ours, theirs = pty.openpty()
+        ours, theirs = _output_pair()
         try:
             child = subprocess.Popen(
                 (str(program), "-H", "127.0.0.1", "-p", str(port)),
@@ -171,6 +171,13 @@ def _rpc_start(program: Path | None) -> str:
         if parse_rpc_protocol(text):
             return text
     return text
+
+
+def _output_pair() -> tuple[int, int]:
+    try:
+        return pty.openpty()
+    except OSError:  # no /dev/pts in this container; newer builds print to a pipe just as well
+        return os.pipe()
 
 
 def _read_until(descriptor: int, enough: Callable[[str], bool]) -> str:
