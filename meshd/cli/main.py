@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = run(arguments)
         sys.stdout.flush()
     except UserError as error:
-        print(f"meshd: {error}", file=sys.stderr)
+        print(_words(error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -77,6 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
+
+
+def _words(error: UserError) -> str:
+    from meshd.config.findings import ConfigError
+
+    # Findings begin with FILE:LINE:COL, which editors jump to; nothing may stand before it.
+    return str(error) if isinstance(error, ConfigError) else f"meshd: {error}"
 
 
 if __name__ == "__main__":
