@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from meshd import logging, paths
+from meshd import logging
 from meshd.config.settings import GatewaySettings
 from meshd.gateway.listen import inherited_sockets, open_sockets, parse_address
 from meshd.gateway.serve import DRAIN_S, GatewayOptions, serve
@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     # A reload of the node must not end a gateway that has only begun to start.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.configure()
-    routes = args.routes or paths.from_environment().routes
+    routes = args.routes or args.paths.routes
     sockets = inherited_sockets(os.environ, os.getpid())
     if not sockets:
         listen = args.listen or GatewaySettings().listen

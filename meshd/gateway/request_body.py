@@ -51,7 +51,13 @@ def model_of(body: bytes) -> str:
 
 
 def with_model(body: bytes, model: str) -> bytes:
-    """The same body asking for another model; every other value keeps its very bytes."""
-    fields = _fields.decode(body)
+    """The same body asking for another model; every other value keeps its very bytes.
+
+    :raises BadBodyError: a field's name is not Unicode.
+    """
+    try:
+        fields = _fields.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadBodyError(f"the request body is not JSON: {error}", code="invalid_json") from None
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return msgspec.json.encode(fields)
