@@ -150,6 +150,9 @@ def download(apt: PrivateApt, names: Sequence[str], progress: Progress) -> tuple
                 f"{apt.archives / package.file_name}: content is not what the index says",
                 hint="the mirror is being updated or broken; try again later",
             )
+    # apt's own indexes of the lists: 90 MB that are made again in a second.
+    for index in apt.folder.glob("*pkgcache.bin"):
+        index.unlink(missing_ok=True)
     return packages
 
 

@@ -110,6 +110,11 @@ def _one_at_a_time(target: Path, progress: Progress) -> Iterator[None]:
                 progress("waiting for another `meshd engine install`")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"{error.cmd[0]}: no end after {error.timeout:.0f} s",
+            hint="try again on a quieter disk",
+        ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"{target}: disk full", hint="free 300 MB and try again") from error
