@@ -11,6 +11,8 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 
 from meshd.errors import UserError
 from meshd.units.intents import SPELLINGS, VALUE, Intent, Spelling
@@ -69,7 +71,7 @@ class Dialect:
 
         :raises UserError: when the text holds none; then it is no help text of llama-server.
         """
-        options = {name: option for option in _options(help_text) for name in option.names}
+        options = _read(help_text)
         if "--model" not in options:
             raise UserError(
                 f"{build}: its --help lists no --model flag", hint="meshd engine show --json"
@@ -166,6 +168,13 @@ class Dialect:
             f" (looked for {', '.join(known) or 'none'})",
             hint="use another engine (meshd engine install), or leave this setting out",
         )
+
+
+# Every pass of the loop renders anew, nearly always for the one build of this node.
+@lru_cache(maxsize=4)
+def _read(help_text: str) -> Mapping[str, Option]:
+    options = {name: option for option in _options(help_text) for name in option.names}
+    return MappingProxyType(options)
 
 
 def _options(help_text: str) -> Iterable[Option]:

@@ -6,9 +6,11 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -23,7 +25,7 @@ from meshd.engine.manifest import Manifest, read_manifest, write_manifest
 from meshd.engine.relocate import find_patchelf
 from meshd.errors import UserError
 from meshd.units.dialect import Dialect, Flag
-from meshd.units.intents import Intent
+from meshd.units.intents import SPELLINGS, VALUE, Intent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -60,6 +62,84 @@ def test_what_it_is(place: Place, tmp_path: Path) -> None:
         assert binary.sha256 == digest
     known = Dialect.from_help(build.help_text, build=f"llama.cpp {build.version}")
     assert known.says(Flag(Intent.RPC, "127.0.0.1:50052"))
+
+
+# A value that the engine's own parser takes, where "on" and numbers are not.
+VALUES = {
+    Intent.MODEL: "/m.gguf",
+    Intent.ALIAS: "tiny",
+    Intent.HOST: "/run/llama.sock",
+    Intent.LOAD_MODE: "mmap",
+    Intent.DEVICES: "none",
+    Intent.SPLIT_MODE: "layer",
+    Intent.TENSOR_SPLIT: "3,1",
+    Intent.OVERRIDE_TENSOR: "exps=CPU",
+    Intent.FIT: "off",
+    Intent.FLASH_ATTENTION: "auto",
+    Intent.KV_TYPE_K: "q8_0",
+    Intent.KV_TYPE_V: "q8_0",
+    Intent.CHAT_TEMPLATE_FILE: "/dev/null",
+    Intent.POOLING: "mean",
+    Intent.MMPROJ: "/mm.gguf",
+    Intent.DRAFT_MODEL: "/d.gguf",
+    Intent.DRAFT_DEVICES: "none",
+    Intent.SPECULATION: "ngram-mod",
+    Intent.LOG_FILE: "/dev/null",
+    Intent.SLOT_SAVE_PATH: "/tmp",
+}
+SWITCHES = {
+    intent
+    for intent, spellings in SPELLINGS.items()
+    if not any(VALUE in spelling.words for spelling in spellings)
+}
+
+
+@pytest.fixture(scope="module")
+def rpc_endpoint(place: Place) -> Iterator[str]:
+    """A real rpc-server: llama-server connects while it still parses its flags."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = place.binary(RPC_SERVER)
+    assert program is not None
+    with subprocess.Popen(
+        (str(program), "-H", "127.0.0.1", "-p", str(port)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        deadline = time.monotonic() + 30
+        # Looked up rather than tried: a probe would take its one connection. 0A is LISTEN.
+        listening = re.compile(rf":{port:04X} 00000000:0000 0A ")
+        while not listening.search(Path("/proc/net/tcp").read_text()):
+            assert time.monotonic() < deadline
+            assert server.poll() is None
+            time.sleep(0.02)
+        yield f"127.0.0.1:{port}"
+        server.kill()
+
+
+@pytest.mark.parametrize("intent", Intent)
+def test_the_engine_takes_what_the_dialect_says(
+    place: Place, intent: Intent, rpc_endpoint: str
+) -> None:
+    build = describe(place)
+    known = Dialect.from_help(build.help_text)
+    values = ("on", "off") if intent in SWITCHES else (VALUES.get(intent, "7"),)
+    if intent in (Intent.GPU_LAYERS, Intent.DRAFT_GPU_LAYERS):
+        values = ("all", "7")
+    if intent is Intent.LOG_COLORS:
+        values = ("on", "off")
+    if intent is Intent.RPC:
+        values = (rpc_endpoint,)
+    server = str(place.binary(SERVER))
+    for value in values:
+        words = known.render((Flag(intent, value),))
+        # Flags are parsed in turn, and the last one ends it well.
+        done = subprocess.run(
+            (server, *words, "--version"), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr[-300:]
+        assert "version:" in done.stdout + done.stderr
 
 
 def test_it_is_read_once_and_again_when_it_changes(unpacked: Path, tmp_path: Path) -> None:
