@@ -205,7 +205,10 @@ async def gateway(
 
 
 async def until(
-    condition: Callable[[], Awaitable[bool]] | Callable[[], bool], deadline_s: float = DEADLINE_S
+    condition: Callable[[], Awaitable[bool]] | Callable[[], bool],
+    deadline_s: float = DEADLINE_S,
+    *,
+    pause_s: float = 0.005,
 ) -> float:
     """Seconds until the condition held. :raises AssertionError: it never did."""
     start = time.monotonic()
@@ -214,4 +217,4 @@ async def until(
         if held if isinstance(held, bool) else await held:
             return time.monotonic() - start
         assert time.monotonic() - start < deadline_s, "the condition did not come true in time"
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(pause_s)
