@@ -43,6 +43,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _install(arguments: argparse.Namespace) -> int:
     from meshd.engine.install import install
+    from meshd.engine.locate import engine_root
 
     build = install(
         getattr(arguments, "paths", None),
@@ -51,6 +52,8 @@ def _install(arguments: argparse.Namespace) -> int:
         progress=_progress,
     )
     _print(build, as_json=arguments.json)
+    if arguments.engine_root and engine_root() != arguments.engine_root.absolute():
+        print(f"use it with MESHD_ENGINE_ROOT={build.root}", file=sys.stderr)
     return 0
 
 

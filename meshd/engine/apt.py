@@ -180,6 +180,18 @@ def first_error(output: str) -> str:
     return lines[-1] if lines else "no message"
 
 
+def inherited(dump: str) -> tuple[str, ...]:
+    r"""What counts here too of the host's ``apt-config dump``: how to reach a mirror.
+
+    Proxies, certificates and the like; no hooks, pins, languages, or leave to skip signatures.
+
+    >>> inherited('Acquire::http::Proxy "http://p:3142";\nAPT::Get::Yes "1";')
+    ('Acquire::http::Proxy "http://p:3142";',)
+    """
+    reach = re.compile(r'Acquire::(https?|ForceIPv\d)(::\S+)? "[^"]+";')
+    return tuple(line for line in dump.splitlines() if reach.fullmatch(line))
+
+
 def _host_sources() -> list[Source]:
     found: list[Source] = []
     listed = Path("/etc/apt/sources.list")
@@ -204,8 +216,6 @@ def _prepare(apt: PrivateApt) -> None:
     host = subprocess.run(
         ("apt-config", "dump"), capture_output=True, text=True, timeout=30, check=False
     ).stdout
-    # Proxies, certificates and retries of the host count here too; its hooks and pins do not.
-    inherited = [line for line in host.splitlines() if re.match(r"Acquire::\S+ \"[^\"]+\";$", line)]
     own = {
         "Dir": "/",
         "Dir::Etc": folder / "etc",
@@ -227,6 +237,8 @@ def _prepare(apt: PrivateApt) -> None:
         # A frozen mirror's Release file may be past its date; its signature is checked all the
         # same.
         "Acquire::Check-Valid-Until": "false",
+        "Acquire::AllowInsecureRepositories": "false",
+        "Acquire::AllowWeakRepositories": "false",
         "Acquire::Languages": "none",
         "Acquire::GzipIndexes": "true",
         "Acquire::Retries": "3",
@@ -238,7 +250,7 @@ def _prepare(apt: PrivateApt) -> None:
         # The folder may lie where the unprivileged download user cannot go, such as /root.
         "APT::Sandbox::User": "root",
     }
-    text = [*inherited, *(f'{name} "{value}";' for name, value in own.items())]
+    text = [*inherited(host), *(f'{name} "{value}";' for name, value in own.items())]
     (folder / "apt.conf").write_text("\n".join(text) + "\n")
 
 

@@ -45,7 +45,14 @@ def engine_environment(
     :param home: its HOME and cache, as the unit template sets them.
     """
     kept = {name: value for name, value in inherited.items() if not name.startswith(_OURS)}
-    return {**kept, "HOME": str(home), "LLAMA_CACHE": str(home), **dict(spec.environment)}
+    own = {
+        "HOME": str(home),
+        "LLAMA_CACHE": str(home),
+        # An engine whose peer died aborts; with a debugger about, ggml would first take seconds
+        # to print a backtrace.
+        "GGML_NO_BACKTRACE": "1",
+    }
+    return {**kept, **own, **dict(spec.environment)}
 
 
 def ended(code: int, lines: tuple[str, ...]) -> str:

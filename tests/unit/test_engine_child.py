@@ -67,5 +67,6 @@ def test_engines_do_not_inherit_what_would_overrule_the_plan() -> None:
         "PATH": "/bin",
         "HOME": "/cache",
         "LLAMA_CACHE": "/cache",
+        "GGML_NO_BACKTRACE": "1",
         "LLAMA_ARG_X": "1",
     }

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.engine.apt import first_error, parse_simulation
+from meshd.engine.apt import first_error, inherited, parse_simulation
 from meshd.engine.install import backend_packages
 from meshd.engine.sources import Source, debian_mirrors, parse_sources, render_source
 
@@ -111,6 +111,18 @@ def test_apts_own_words_are_found() -> None:
         "The repository is not signed."
     )
     assert first_error("") == "no message"
+
+
+def test_only_how_to_reach_a_mirror_is_taken_over_from_the_host() -> None:
+    kept = ('Acquire::http::Proxy "http://p.example:3142";', 'Acquire::ForceIPv4 "true";')
+    dropped = (
+        'Acquire::AllowInsecureRepositories "1";',
+        'Acquire::Languages:: "de";',
+        'DPkg::Post-Invoke:: "rm -rf /var/cache/apt/archives";',
+        'Acquire::http "";',
+        'Dir::Etc "etc/apt";',
+    )
+    assert inherited("\n".join((*dropped, *kept))) == kept
 
 
 def test_vulkan_only_where_there_is_a_render_node() -> None:
