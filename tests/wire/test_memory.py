@@ -1,0 +1,100 @@
+"""The memory estimate against a real engine; `make bench-memory` does it for many more models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from meshd import paths
+from meshd.engine.locate import Place, locate
+from meshd.errors import UserError
+from meshd.models.gguf_facts import read_facts
+from meshd.planner.kv import ContextSettings
+from meshd.planner.memory import DeviceMemory, estimate
+from meshd.planner.placement import on_host, solo, split
+from tools.memory_table.cases import BATCH
+from tools.memory_table.models import MODELS
+from tools.memory_table.oracle import MIB, Reported, fit_params, loaded, rpc_servers
+from tools.memory_table.sparse import write
+
+# True but for the vocabulary, whose writing and loading would take most of the time.
+SHAPES = {shape.name: replace(shape, vocabulary=16384) for shape in MODELS}
+TOLERANCE = 0.05
+ROUNDING_BYTES = 3 * MIB  # fit-params rounds each of three figures down
+
+ONE = ContextSettings(8192, 1, batch=BATCH, outputs=BATCH)
+FOUR = ContextSettings(32768, 4, key_type="q8_0", value_type="q8_0", batch=BATCH, outputs=BATCH)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Place:
+    try:
+        place = locate()
+    except UserError as error:
+        pytest.skip(str(error))
+    if place is None or place.missing:
+        pytest.skip("no complete engine (make engine)")
+    return place
+
+
+@pytest.fixture(scope="module")
+def endpoints(engine: Place) -> Iterator[tuple[str, ...]]:
+    with rpc_servers(engine, 2) as started:
+        yield started
+
+
+def agree(ours: tuple[DeviceMemory, ...], theirs: tuple[Reported, ...]) -> None:
+    assert len(ours) == len(theirs)
+    for mine, real in zip(ours, theirs, strict=True):
+        difference = abs(mine.engine_bytes - real.total_bytes)
+        assert difference <= TOLERANCE * real.total_bytes + ROUNDING_BYTES, (mine, real)
+        assert abs(mine.weights_bytes - real.weights_bytes) <= ROUNDING_BYTES, (mine, real)
+        assert abs(mine.kv_bytes - real.kv_bytes) <= ROUNDING_BYTES, (mine, real)
+
+
+@pytest.mark.parametrize("settings", [ONE, FOUR, replace(ONE, flash_attention=False)])
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "gemma-3-27b", "deepseek-v2-lite"])
+def test_on_the_host(name: str, settings: ContextSettings, engine: Place, tmp_path: Path) -> None:
+    path = write(SHAPES[name], tmp_path)
+    facts = read_facts(path)
+    theirs = fit_params(engine, path, settings, ["--device", "none"])
+    agree(estimate(facts, on_host(facts), settings), theirs)
+
+
+def test_on_devices(engine: Place, endpoints: tuple[str, ...], tmp_path: Path) -> None:
+    path = write(SHAPES["llama-3.2-3b"], tmp_path)
+    facts = read_facts(path)
+    one = ["--rpc", endpoints[0], "--gpu-layers"]
+    agree(estimate(facts, solo(facts, "RPC0"), ONE), fit_params(engine, path, ONE, [*one, "all"]))
+    agree(
+        estimate(facts, split(facts, ["RPC0"], gpu_layers=10), ONE),
+        fit_params(engine, path, ONE, [*one, "10"]),
+    )
+    both = ["--rpc", ",".join(endpoints), "--gpu-layers", "all", "--tensor-split", "3,2"]
+    agree(
+        estimate(facts, split(facts, ["RPC0", "RPC1"], proportions=(3, 2)), FOUR),
+        fit_params(engine, path, FOUR, both),
+    )
+
+
+def test_with_experts_in_ram(engine: Place, endpoints: tuple[str, ...], tmp_path: Path) -> None:
+    path = write(SHAPES["gpt-oss-20b"], tmp_path)
+    facts = read_facts(path)
+    flags = ["--rpc", endpoints[0], "--gpu-layers", "all", "--n-cpu-moe", "9"]
+    ours = estimate(facts, solo(facts, "RPC0", n_cpu_moe=9), ONE)
+    agree(ours, fit_params(engine, path, ONE, flags))
+
+
+@pytest.mark.parametrize("name", ["tiny.gguf", "tiny-draft.gguf", "tiny-moe.gguf"])
+@pytest.mark.parametrize("settings", [ContextSettings(2048, 2), ContextSettings(4096, 4, True)])
+def test_a_real_load_of_a_shipped_model(
+    name: str, settings: ContextSettings, engine: Place
+) -> None:
+    path = paths.shipped("models", name)
+    if not path.exists():
+        pytest.skip(f"{name} is not shipped here")
+    facts = read_facts(path)
+    agree(estimate(facts, on_host(facts), settings), (loaded(engine, path, settings),))
