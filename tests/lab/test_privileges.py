@@ -17,7 +17,7 @@ DESIRED = "/run/mesh/desired.json"
 RESULT = "/run/mesh-apply/result.json"
 OWNED = "/run/owned"
 MODEL = "/usr/share/meshd/models/tiny-draft.gguf"
-SOCKET = "/run/mesh-engine/evil/llama.sock"
+PLANTED = "/var/lib/mesh/models"
 SERVER = "/usr/bin/llama-server"
 
 
@@ -80,112 +80,168 @@ def handed(lowerdir: str, scratch: Path) -> Iterator[Node]:
         yield node
 
 
-def engine(**changes: Any) -> dict[str, Any]:
-    """An engine that the hand would start, but for the changes."""
+def engine(name: str, *more: str, **changes: Any) -> dict[str, Any]:
+    """An engine that the hand would start, but for more arguments or other changes."""
+    socket = f"/run/mesh-engine/{name}/llama.sock"
     good: dict[str, Any] = {
         "kind": "llama",
-        "name": "evil",
-        "model": "evil",
-        "argv": [SERVER, "--model", MODEL, "--host", SOCKET, "--ctx-size", "256"],
+        "name": name,
+        "model": name,
+        "argv": [SERVER, "--model", MODEL, "--host", socket, "--ctx-size", "256", *more],
         "reads": [MODEL],
     }
     return good | changes
 
 
-def ask(node: Node, wanted: object, generation: int = 1) -> str:
-    """Put a wish before the hand and let it work; returns all that it said."""
-    text = wanted if isinstance(wanted, str) else None
-    if text is None:
-        text = json.dumps({"generation": generation, "engines": [wanted]})
-    node.run(["rm", "-rf", DESIRED, RESULT])
+def serving(file: str, name: str) -> dict[str, Any]:
+    socket = f"/run/mesh-engine/{name}/llama.sock"
+    return engine(name, argv=[SERVER, "--model", file, "--host", socket], reads=[file])
+
+
+def ask(node: Node, engines: list[dict[str, Any]], generation: int) -> dict[str, Any]:
+    """Put a wish before the hand and let it work; returns its answer."""
+    ask_in_text(node, json.dumps({"generation": generation, "engines": engines}))
+    answer: dict[str, Any] = json.loads(node.read(RESULT))
+    assert answer["generation"] == generation
+    return answer
+
+
+def ask_in_text(node: Node, text: str) -> str:
+    node.run(["rm", "-rf", DESIRED])
     put = f"cat >{DESIRED}.new && mv {DESIRED}.new {DESIRED}"
     node.run(["sh", "-euc", put], stdin=text, user="_meshd", check=True)
     return work(node)
 
 
 def work(node: Node) -> str:
+    """Let the hand work; returns what it said."""
     node.systemctl("start", "mesh-apply.service", check=False)
-    said = node.journal("-u", "mesh-apply", "--boot", lines=20)
-    return said + node.run(["cat", RESULT]).stdout
+    run = node.systemctl("show", "--value", "--property=InvocationID", "mesh-apply").stdout.strip()
+    return node.journal(f"_SYSTEMD_INVOCATION_ID={run}")
 
 
-def harmless(node: Node) -> bool:
-    """Nothing was started, nothing was written where systemd looks, nothing was run."""
-    units = node.systemctl("list-units", "--plain", "--no-legend", "mesh-llama@*").stdout
-    dropins = node.run(["sh", "-c", "ls -d /run/systemd/system/*mesh* /etc/systemd/system/*evil*"])
-    owned = node.run(["ls", OWNED]).returncode == 0
-    return not (units.strip() or dropins.stdout.strip() or owned)
+def traces(node: Node) -> list[str]:
+    """Units and drop-ins of engines, and the file that an injected command would make."""
+    units = node.systemctl("list-units", "--plain", "--no-legend", "mesh-llama@*", "mesh-rpc@*")
+    look = f"ls -d {OWNED} /run/systemd/system/mesh-* /etc/systemd/system/*evil* 2>/dev/null"
+    files = node.run(["sh", "-c", look]).stdout
+    return [line.split()[0] for line in (units.stdout + files).splitlines()]
 
 
-FORGED = {
-    "a shell": engine(argv=["/bin/sh", "-c", f"touch {OWNED}"]),
-    "a shell by another name": engine(argv=[f"{SERVER}/../sh", "-c", f"touch {OWNED}"]),
-    "a program of its own": engine(
-        argv=["/var/lib/mesh/models/llama-server", *engine()["argv"][1:]]
+# What a taken brain might want, and a word of the reason for which it is refused.
+FORGED: dict[str, tuple[dict[str, Any], str]] = {
+    "a shell": (engine("e1", argv=["/bin/sh", "-c", f"touch {OWNED}"]), "/bin/sh"),
+    "a shell in the engine's folder": (engine("e2", argv=["/usr/bin/sh"]), "/usr/bin/sh"),
+    "a winding path": (engine("e3", argv=["/usr/bin/../bin/llama-server"]), "folder"),
+    "a program of its own": (engine("e4", argv=[f"{PLANTED}/llama-server"]), "folder"),
+    "a secret as a model": (serving("/etc/shadow", "e5"), "/etc/shadow"),
+    "a secret behind a link": (serving(f"{PLANTED}/link.gguf", "e6"), "link.gguf"),
+    "a secret beside a model": (engine("e7", reads=[MODEL, "/etc/shadow"]), "/etc/shadow"),
+    "a folder for a model": (engine("e8", reads=[MODEL, "/root"]), "/root"),
+    "a model that it does not declare": (engine("e9", reads=[]), "--model"),
+    "a public address": (engine("e10", "--host", "0.0.0.0"), "--host"),
+    "another engine's socket": (
+        engine("e11", "--host", "/run/mesh-engine/honest/llama.sock"),
+        "--host",
     ),
-    "a secret as a model": engine(
-        argv=[SERVER, "--model", "/etc/shadow", "--host", SOCKET], reads=["/etc/shadow"]
+    "a file to write": (engine("e12", "--log-file", f"{PLANTED}/log"), "--log-file"),
+    "a flag glued to its value": (engine("e13", f"--log-file={PLANTED}/log"), "--log-file"),
+    "a library": (engine("e14", environment=[["LD_PRELOAD", f"{PLANTED}/evil.so"]]), "LD_PRELOAD"),
+    "a folder of libraries": (
+        engine("e15", environment=[["LD_LIBRARY_PATH", PLANTED]]),
+        "LD_LIBRARY_PATH",
     ),
-    "a secret behind a link": engine(
-        argv=[SERVER, "--model", "/var/lib/mesh/models/link.gguf", "--host", SOCKET],
-        reads=["/var/lib/mesh/models/link.gguf"],
+    "a path as a name": (engine("../../../etc/systemd/system/evil"), "name"),
+    "another unit's name": (engine("x.service ssh"), "name"),
+    "a line break in the model": (
+        engine("e16", model=f"evil\nExecStartPre=/bin/touch {OWNED}"),
+        "control",
     ),
-    "a secret beside a model": engine(reads=[MODEL, "/etc/shadow"]),
-    "a folder for a model": engine(reads=[MODEL, "/root"]),
-    "a public address": engine(
-        argv=[SERVER, "--model", MODEL, "--host", "0.0.0.0", "--port", "9000"]
+    "a line break in an argument": (
+        engine("e17", "--alias", f"x\nExecStartPre=/bin/touch {OWNED}"),
+        "control",
     ),
-    "another engine's socket": engine(
-        argv=[SERVER, "--model", MODEL, "--host", "/run/mesh-engine/tiny/llama.sock"]
-    ),
-    "a file to write": engine(argv=[*engine()["argv"], "--log-file", "/var/lib/mesh/log"]),
-    "a library": engine(environment=[["LD_PRELOAD", "/var/lib/mesh/models/evil.so"]]),
-    "a path as a name": engine(name="../../../etc/systemd/system/evil"),
-    "another unit's name": engine(name="x.service sshd"),
-    "a line break in the model": engine(model=f"evil\nExecStartPre=/bin/touch {OWNED}"),
-    "a line break in an argument": engine(
-        argv=[*engine()["argv"], "--alias", f"x\nExecStartPre=/bin/touch {OWNED}"]
-    ),
-    "a specifier": engine(argv=[*engine()["argv"], "--alias", "%H$(touch /run/owned)${PATH}\\x0a"]),
-    "another kind": engine(kind="sshd"),
-    "a foreign device": engine(gpu="/dev/vda"),
+    "a limit that is none": (engine("e18", memory_max_bytes=-1), "memory"),
+    "ten thousand arguments": (engine("e19", *["--metrics"] * 10_000), "too many"),
 }
 
 
+@pytest.fixture(scope="module")
+def answer(handed: Node) -> dict[str, Any]:
+    """The hand's answer to all of that at once, with one honest engine among it."""
+    plant = "cd $1; ln -sf /etc/shadow link.gguf; cp /bin/sh llama-server; touch evil.so"
+    handed.run(["sh", "-euc", plant, "sh", PLANTED], user="_meshd", check=True)
+    wishes = [wish for wish, _ in FORGED.values()]
+    return ask(handed, [*wishes, engine("honest")], generation=1)
+
+
 @pytest.mark.parametrize("what", FORGED)
-def test_the_hand_refuses_a_hostile_brain(handed: Node, what: str) -> None:
-    plant = (
-        "cd /var/lib/mesh/models; ln -sf /etc/shadow link.gguf; cp /bin/sh llama-server;"
-        " touch evil.so"
-    )
-    handed.run(["sh", "-c", plant], user="_meshd", check=True)
-    said = ask(handed, FORGED[what])
-    assert harmless(handed), said
-    assert said
+def test_the_hand_refuses_a_hostile_brain(answer: dict[str, Any], what: str) -> None:
+    wish, reason = FORGED[what]
+    name = wish["name"]
+    said = [line for line in answer["errors"] if name in line]
+    assert any(reason in line for line in said), answer["errors"]
+    assert not any(f"@{name}." in unit for unit in answer["started"])
+
+
+def test_only_the_honest_engine_leaves_a_trace(handed: Node, answer: dict[str, Any]) -> None:
+    assert answer["started"] == ["mesh-llama@honest.service"]
+    assert traces(handed) == [
+        "mesh-llama@honest.service",
+        "/run/systemd/system/mesh-llama@honest.service.d",
+    ]
+    ask(handed, [], generation=2)
+    assert traces(handed) == []
+
+
+def test_the_language_of_units_is_only_text_in_an_argument(handed: Node) -> None:
+    alias = f"%H ${{PATH}} $(touch {OWNED}) ; touch {OWNED} \\x0a 'x\" %%"
+    ask(handed, [engine("odd", "--alias", alias)], generation=3)
+    pid = handed.main_pid("mesh-llama@odd.service")
+    if pid:  # granted: then it must be literal
+        assert f"--alias\0{alias}\0" in handed.read(f"/proc/{pid}/cmdline")
+    assert OWNED not in traces(handed)
+    ask(handed, [], generation=4)
+    assert traces(handed) == []
+
+
+NO_WISHES = {
+    "nothing": "",
+    "half": "{",
+    "null": "null",
+    "a deep nest": "[" * 100_000,
+    "no list": '{"generation": 1, "engines": 7}',
+    "too much": "x" * 2**21,
+    "no UTF-8": "\udcff",
+    "an unknown kind": json.dumps({"generation": 1, "engines": [engine("k", kind="sshd")]}),
+    "an unknown device": json.dumps({"generation": 1, "engines": [engine("g", gpu="/dev/vda")]}),
+}
+
+
+@pytest.mark.parametrize("what", NO_WISHES)
+def test_the_hand_says_what_is_wrong_with_no_wish(handed: Node, what: str) -> None:
+    said = ask_in_text(handed, NO_WISHES[what])
+    assert f"meshd: {DESIRED}" in said
     assert "Traceback" not in said
+    assert traces(handed) == []
 
 
-def test_the_hand_refuses_what_is_no_wish(handed: Node) -> None:
-    for text in ("", "{", "null", "[" * 100_000, '{"generation": 1, "engines": 7}', "x" * 2**21):
-        said = ask(handed, text)
-        assert harmless(handed)
-        assert "Traceback" not in said
-
-
-def test_the_hand_follows_no_link_and_waits_for_no_pipe(handed: Node) -> None:
-    for make in (f"ln -s /etc/shadow {DESIRED}", f"mkfifo {DESIRED}", f"mkdir {DESIRED}"):
-        handed.run(["rm", "-rf", DESIRED])
-        handed.run(["sh", "-c", make], user="_meshd", check=True)
-        said = work(handed)
-        assert harmless(handed)
-        assert "Traceback" not in said
-        assert "root:" not in said
+@pytest.mark.parametrize("make", ["ln -s /etc/shadow", "mkfifo", "mkdir"])
+def test_the_hand_follows_no_link_and_waits_for_no_pipe(handed: Node, make: str) -> None:
     handed.run(["rm", "-rf", DESIRED])
+    handed.run([*make.split(), DESIRED], user="_meshd", check=True)
+    said = work(handed)
+    handed.run(["rm", "-rf", DESIRED])
+    assert f"meshd: {DESIRED}" in said
+    assert "Traceback" not in said
+    assert "root:" not in said, "the content of the secret"
+    assert traces(handed) == []
 
 
-def test_the_same_wish_without_the_malice_is_granted(handed: Node) -> None:
-    said = ask(handed, engine(), generation=7)
-    assert handed.active("mesh-llama@evil.service"), said
-    assert json.loads(handed.read(RESULT))["generation"] == 7
-    ask(handed, json.dumps({"generation": 8, "engines": []}))
-    handed.wait(lambda: harmless(handed), 20, "the engine's end")
+def test_the_hand_listens_to_nobody_but_the_brain(handed: Node) -> None:
+    wish = json.dumps({"generation": 9, "engines": [engine("honest")]})
+    handed.write(DESIRED, wish, owner="nobody")
+    assert "user 65534" in work(handed)
+    handed.write(DESIRED, wish, owner="_meshd", mode=0o666)
+    assert f"meshd: {DESIRED}" in work(handed)
+    assert traces(handed) == []

@@ -19,6 +19,12 @@ def processes_of_ours(node: Node) -> str:
     return "\n".join(line for line in listed.splitlines() if any(mark in line for mark in marks))
 
 
+def stop(node: Node) -> None:
+    """systemd ends the target's job before those of the services, hence the waiting."""
+    node.systemctl("stop", "mesh.target")
+    node.wait(lambda: not processes_of_ours(node), 20, f"the end of {processes_of_ours(node)}")
+
+
 def start_stranger(node: Node) -> int:
     node.run(
         ["systemd-run", f"--unit={STRANGER}", *STRANGER_COMMAND.split()],
@@ -33,8 +39,7 @@ def test_stop_leaves_nothing_of_ours_and_all_of_the_others(node: Node) -> None:
     stranger = start_stranger(node)
     mesh.start(node)
     assert "llama-server" in processes_of_ours(node)
-    node.systemctl("stop", "mesh.target", timeout_s=60)
-    assert processes_of_ours(node) == ""
+    stop(node)
     left = node.systemctl("list-units", "--plain", "--no-legend", "--state=active", "mesh*").stdout
     assert [line for line in left.splitlines() if ".slice" not in line] == []
     assert node.http("/v1/models").status == 0, "somebody still listens on 9337"
@@ -46,13 +51,12 @@ def test_stop_wins_over_a_restart_that_is_due(node: Node) -> None:
     mesh.start(node)
     pid = node.main_pid(mesh.ENGINES["tiny"])
     node.run(["kill", "-9", str(pid)], check=True)
-    node.systemctl("stop", "mesh.target", timeout_s=60)
-    assert processes_of_ours(node) == ""
+    stop(node)
 
 
 def test_after_a_stop_it_starts_again(node: Node) -> None:
     mesh.start(node)
-    node.systemctl("stop", "mesh.target", timeout_s=60)
+    node.systemctl("stop", "mesh.target")
     node.systemctl("start", "mesh.target", timeout_s=60)
     mesh.settled(node)
     assert mesh.served(node)
