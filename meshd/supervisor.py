@@ -11,17 +11,16 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from meshd import pipeline
-from meshd.config.load import ConfigError, Loaded, SourceFile
+from meshd.config.load import Loaded, SourceFile
 from meshd.errors import UserError
 from meshd.gateway.routes import RoutingTable
-from meshd.generations import Generation
 from meshd.health import HealthMonitor, Watched
+from meshd.in_force import ConfigInForce, Sources
 from meshd.notify import Notifier
 from meshd.paths import Paths
 from meshd.pipeline import Observation, Proposal
@@ -42,14 +41,8 @@ class Observer(Protocol):
     async def __call__(self, loaded: Loaded) -> Observation: ...
 
 
-class Memory(Protocol):
+class Memory(Sources, Protocol):
     """The port to what is kept on disk between passes and between lives."""
-
-    def load_config(self) -> Loaded: ...
-
-    def parse(self, files: tuple[SourceFile, ...]) -> Loaded: ...
-
-    def last_good(self) -> list[Generation]: ...
 
     def save_good(self, files: tuple[SourceFile, ...], summary: str) -> None: ...
 
@@ -58,15 +51,6 @@ class Memory(Protocol):
     def save_running(self, running: tuple[Running, ...], generation: int) -> None: ...
 
     def write_routes(self, table: RoutingTable) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A configuration on trial. :ivar before: what comes back when nobody keeps it."""
-
-    candidate: Loaded
-    before: Loaded
-    ends_s: float
 
 
 class Supervisor:
@@ -102,11 +86,10 @@ class Supervisor:
         self._health = HealthMonitor(self._wake.set)
         self._reload_asked = False
         self._stopping = False
-        self._loaded: Loaded | None = None
-        self._rejected = ""
-        self._fallback = ""
-        self._trial: Trial | None = None
+        self._config = ConfigInForce(memory)
         self._door_error = ""
+        self._blind = ""
+        self._proposal: Proposal | None = None
         self._apply_errors: tuple[str, ...] = ()
         self._running, self._generation = memory.load_running()
         self._table: RoutingTable | None = None
@@ -141,32 +124,25 @@ class Supervisor:
         :raises ConfigError: when it is bad; the old one stays in force.
         """
         async with self._pass_lock:
-            loaded = await asyncio.to_thread(self._load_or_reject)
-            self._trial = None
-            await self._adopt(loaded)
+            await asyncio.to_thread(self._config.reload)
+            await self._pass()
 
     def trial(self) -> tuple[SourceFile, ...] | None:
-        return self._trial.candidate.files if self._trial else None
+        trial = self._config.trial
+        return trial.candidate.files if trial else None
 
     async def begin_trial(self, files: tuple[SourceFile, ...], timeout_s: float) -> None:
         """Apply `files` now and undo it after `timeout_s`, unless `end_trial(keep=True)`."""
-        if not 1 <= timeout_s <= 86_400:
-            raise UserError(f"a trial of {timeout_s:g} s", hint="choose from 1 to 86400 seconds")
-        candidate = self._memory.parse(files)
         async with self._pass_lock:
-            assert self._loaded is not None
-            before = self._trial.before if self._trial else self._loaded
-            self._trial = Trial(candidate, before, self._clock() + timeout_s)
-            await self._adopt(candidate)
+            self._config.begin_trial(files, timeout_s, self._clock())
+            await self._pass()
         self._wake.set()
 
     async def end_trial(self, *, keep: bool) -> None:
         """:raises UserError: when nothing is on trial (it may just have run out)."""
         async with self._pass_lock:
-            if self._trial is None:
-                raise UserError("nothing is on trial; it may have run out", hint="meshd try FILE")
-            trial, self._trial = self._trial, None
-            await self._adopt(trial.candidate if keep else trial.before)
+            self._config.end_trial(keep=keep)
+            await self._pass()
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -175,7 +151,7 @@ class Supervisor:
 
         :raises ConfigError: the configuration is bad and there is no good generation.
         """
-        self._loaded = await asyncio.to_thread(self._boot_config)
+        await asyncio.to_thread(self._config.boot)
         changes = asyncio.create_task(self._follow_applier(), name="follow applier")
         try:
             async with self._pass_lock:
@@ -209,17 +185,15 @@ class Supervisor:
             self._notifier.ready()
             return
         async with self._pass_lock:
-            if self._trial and self._clock() >= self._trial.ends_s:
-                _log.warning("trial ran out, the configuration before it comes back")
-                self._loaded, self._trial = self._trial.before, None
+            self._config.expire_trial(self._clock())
             await self._pass()
 
     async def _wait(self) -> None:
         interval_s = PASS_INTERVAL_S
         if self._notifier.watchdog_interval_s:
             interval_s = min(interval_s, self._notifier.watchdog_interval_s / 3)
-        if self._trial:
-            interval_s = min(interval_s, max(0.0, self._trial.ends_s - self._clock()))
+        if self._config.trial:
+            interval_s = min(interval_s, max(0.0, self._config.trial.ends_s - self._clock()))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), interval_s)
         self._wake.clear()
@@ -229,49 +203,25 @@ class Supervisor:
             await self._applier.changed()
             self._wake.set()
 
-    # -- configuration --------------------------------------------------------------------------
-
-    def _boot_config(self) -> Loaded:
-        """The configuration on disk; when it is bad, the newest good generation, loudly.
-
-        :raises ConfigError: when there is no good generation either.
-        """
-        try:
-            return self._memory.load_config()
-        except ConfigError as error:
-            for generation in self._memory.last_good():
-                with contextlib.suppress(ConfigError):
-                    loaded = self._memory.parse(generation.files)
-                    self._fallback = (
-                        f"degraded: the configuration is bad ({_first_line(error)}), running the "
-                        f"last good one, generation {generation.number}"
-                    )
-                    _log.error(self._fallback, error=str(error))
-                    return loaded
-            raise
-
-    def _load_or_reject(self) -> Loaded:
-        try:
-            loaded = self._memory.load_config()
-        except ConfigError as error:
-            self._rejected = f"reload rejected: {_first_line(error)}"
-            raise
-        self._rejected = ""
-        return loaded
-
-    async def _adopt(self, loaded: Loaded) -> None:
-        self._loaded = loaded
-        self._fallback = ""
-        await self._pass()
-
     # -- one pass -------------------------------------------------------------------------------
 
     async def _pass(self) -> None:
-        assert self._loaded is not None
-        loaded = self._loaded
-        proposal = await self._propose(loaded)
+        loaded = self._config.loaded
+        try:
+            proposal = await self._propose(loaded)
+            self._blind = ""
+        except UserError as error:
+            # What runs goes on; only without any earlier picture is there nothing to go by.
+            if self._proposal is None:
+                raise
+            self._blind = f"cannot see what runs: {error}"
+            _log.error(self._blind)
+            self._publish(loaded, self._proposal)
+            return
+        self._apply_errors = ()
         if proposal.actions:
             proposal = await self._apply(loaded, proposal)
+        self._proposal = proposal
         self._running = proposal.running
         self._watch_health(proposal)
         self._door_error = await self._open_doors(loaded)
@@ -305,8 +255,7 @@ class Supervisor:
         self._apply_errors = errors
         for line in errors:
             _log.error("apply", error=line)
-        engines = await self._applier.observe()
-        return pipeline.with_engines(proposal, engines)
+        return pipeline.with_engines(proposal, await self._applier.observe())
 
     async def _open_doors(self, loaded: Loaded) -> str:
         try:
@@ -326,18 +275,20 @@ class Supervisor:
             }
         )
 
+    def _troubles(self) -> tuple[str, ...]:
+        config = self._config
+        standing = (config.fallback, config.rejected, self._blind, self._door_error)
+        return (*standing, *self._apply_errors)
+
     def _publish(self, loaded: Loaded, proposal: Proposal) -> None:
+        trial = self._config.trial
         status = pipeline.node_status(
             loaded,
             proposal,
             self._health.ready,
-            degraded=tuple(
-                filter(
-                    None, (self._fallback, self._rejected, self._door_error, *self._apply_errors)
-                )
-            ),
+            degraded=tuple(filter(None, self._troubles())),
             generation=self._generation,
-            trial_ends_s=self._trial.ends_s if self._trial else None,
+            trial_ends_s=trial.ends_s if trial else None,
         )
         table = pipeline.routes(loaded.config, proposal, status, self._paths, self._table)
         if table != self._table:
@@ -347,9 +298,5 @@ class Supervisor:
             _log.info(status.sentence)
             self._notifier.status(status.sentence)
         self._status = status
-        if status.healthy and self._trial is None:
+        if status.healthy and trial is None:
             self._memory.save_good(loaded.files, status.sentence)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -359,3 +359,21 @@ async def test_the_watchdog_is_fed_only_after_a_pass(world: World) -> None:
         await asyncio.sleep(0.2)
         assert world.sent.count("WATCHDOG=1") == fed
         blocked.set()
+
+
+async def test_a_blind_pass_stops_nothing_and_heals(world: World) -> None:
+    async with brain(world) as supervisor:
+        await until(lambda: "READY=1" in world.sent)
+        world.done.clear()
+        see = world.observe
+
+        async def blind() -> tuple[EngineStatus, ...]:
+            raise UserError("no connection to systemd")
+
+        world.observe = blind  # type: ignore[method-assign]
+        world.news.set()
+        await until(lambda: any("no connection" in line for line in supervisor.status().degraded))
+        world.observe = see  # type: ignore[method-assign]
+        world.news.set()
+        await until(lambda: supervisor.status().degraded == ())
+        assert world.done == []
