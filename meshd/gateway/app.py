@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -27,7 +28,8 @@ INFERENCE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 _CLIENT_LEFT = 499
 _SERVER = f"meshd/{meshd.__version__}"
-_EXCHANGE: web.RequestKey[Exchange] = web.RequestKey("exchange", Exchange)
+# Not on the request: aiohttp has typed keys for that only since 3.14.
+_EXCHANGE: ContextVar[Exchange] = ContextVar("exchange")
 
 _log = structlog.get_logger("meshd.gateway")
 
@@ -40,7 +42,7 @@ def make_app(
     """The application, over parts that the caller starts and stops."""
 
     async def inference(request: web.Request) -> web.StreamResponse:
-        return await relay.handle(request, request.path, request[_EXCHANGE])
+        return await relay.handle(request, request.path, _EXCHANGE.get())
 
     async def models(_: web.Request) -> web.Response:
         table = watch.table
@@ -125,7 +127,8 @@ def readiness(watch: TableWatch, upstreams: Upstreams) -> tuple[bool, dict[str, 
 def _observer(metrics: GatewayMetrics) -> Any:
     @web.middleware
     async def observe(request: web.Request, handler: _Handler) -> web.StreamResponse:
-        exchange = request[_EXCHANGE] = Exchange(headers.request_id(request.headers))
+        exchange = Exchange(headers.request_id(request.headers))
+        _EXCHANGE.set(exchange)
         code = 500
         try:
             response = await _answer(request, handler, exchange)
@@ -203,9 +206,9 @@ def _record(metrics: GatewayMetrics, request: web.Request, exchange: Exchange, c
     )
 
 
-async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+async def _sign(_: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = _SERVER
-    exchange = request.get(_EXCHANGE)
+    exchange = _EXCHANGE.get(None)
     if exchange is not None:
         response.headers[headers.REQUEST_ID] = exchange.request_id
 
