@@ -45,6 +45,10 @@ _GPU_LINES: dict[GpuAccess, tuple[tuple[str, tuple[str, ...]], ...]] = {
             ("PrivateDevices=no", "DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"),
         ),
         (
+            "UVM nodes are made on first use, by a setuid helper that an engine cannot run.",
+            ("ExecStartPre=-+/usr/bin/nvidia-modprobe -u -c 0",),
+        ),
+        (
             "CUDA compiles kernels for the card it finds (PTX to machine code).",
             ("MemoryDenyWriteExecute=no",),
         ),
