@@ -35,7 +35,8 @@ _SYSTEM_TREES = frozenset(
         "var",
     ]
 )
-_EMPTIED_BY_TEMPLATE = frozenset(["home", "root", "srv", "mnt", "media", "opt"])
+# ProtectHome=tmpfs empties /root too, but leaves it closed to all but root.
+_EMPTIED_BY_TEMPLATE = frozenset(["home", "srv", "mnt", "media", "opt"])
 
 _GPU_LINES: dict[GpuAccess, tuple[tuple[str, tuple[str, ...]], ...]] = {
     GpuAccess.NONE: (),

@@ -145,6 +145,26 @@ def test_a_path_that_cannot_be_bound_is_refused(path: str) -> None:
         render_dropin(spec, SYSTEM)
 
 
+@pytest.mark.parametrize(
+    ("path", "tree"),
+    [
+        ("/data/models/x.gguf", "/data"),
+        ("/root/x.gguf", "/root"),
+        ("/home/ada/x.gguf", ""),
+        ("/srv/x.gguf", ""),
+        ("/var/lib/mesh/models/x.gguf", ""),
+        ("/usr/share/meshd/models/x.gguf", ""),
+    ],
+)
+def test_a_tree_with_files_to_read_is_emptied_of_all_others(path: str, tree: str) -> None:
+    """The operating system's trees stay, and those that the template empties are not repeated."""
+    spec = EngineSpec(EngineKind.LLAMA, "x", "x", ("/usr/bin/llama-server",), reads=(path,))
+    lines = render_dropin(spec, SYSTEM).splitlines()
+    emptied = [line for line in lines if line.startswith("TemporaryFileSystem=")]
+    assert emptied == ([f"TemporaryFileSystem={tree}:ro"] if tree else [])
+    assert f"BindReadOnlyPaths={path}" in lines
+
+
 def test_a_dropin_lies_where_systemd_looks_for_it() -> None:
     path = dropin_path("mesh-llama@tiny.service", Path("/run/systemd/system"))
     assert str(path) == "/run/systemd/system/mesh-llama@tiny.service.d/50-meshd.conf"
