@@ -43,7 +43,7 @@ LLAMA = _table(
             --no-ui-mcp-proxy --no-warmup --no-webui --no-webui-mcp-proxy --offline --op-offload
             --perf --prefill-assistant --repack --rerank --reranking --skip-chat-parsing --slots
             --spec-default --spec-draft-backend-sampling --spec-draft-cpu-moe --special -sp
-            --spm-infill --swa-full --verbose -v --log-verbose --warmup
+            --spm-infill --swa-full --ui --verbose -v --log-verbose --warmup --webui
             --reasoning-preserve --no-reasoning-preserve
         """,
         Value.SWITCH: "--fit -fit --flash-attn -fa --log-colors --reasoning -rea",
