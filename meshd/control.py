@@ -35,6 +35,8 @@ from meshd.status import NodeStatus
 T = TypeVar("T")
 
 _BODY_LIMIT_BYTES = 8 * 1024 * 1024
+# A request that is still answered must not hold up the node's stop.
+_SHUTDOWN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,9 @@ class ControlServer:
 
     def __init__(self, path: Path, brain: Brain) -> None:
         self._path = path
-        self._runner = web.AppRunner(application(brain), access_log=None)
+        self._runner = web.AppRunner(
+            application(brain), access_log=None, shutdown_timeout=_SHUTDOWN_S
+        )
 
     async def start(self) -> None:
         await self._runner.setup()
