@@ -127,7 +127,11 @@ async def test_a_stale_socket_is_nobody_and_is_replaced(socket_path: Path) -> No
 
 async def test_only_owner_and_group_can_open_it(socket_path: Path) -> None:
     async with served(socket_path, Brain()):
-        assert stat.S_IMODE(os.stat(socket_path).st_mode) == 0o660
+        assert _mode(socket_path) == 0o660
+
+
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 async def test_a_brain_that_hangs_is_given_up(socket_path: Path) -> None:
