@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def test_every_check_is_run_and_has_its_own_file() -> None:
     files = {path.stem for path in Path(checks.__file__).parent.glob("*.py")} - {"__init__"}
     assert {check.__module__.rpartition(".")[2] for check in checks.ALL} == files
     assert len(checks.ALL) == len(files)
+
+
+def test_the_documentation_names_every_issue() -> None:
+    sources = "".join(path.read_text() for path in Path(checks.__file__).parent.glob("*.py"))
+    ids = set(re.findall(r'Issue\(\s+f?"([a-z]+\.[a-z0-9-]+)', sources))
+    assert len(ids) >= len(checks.ALL)
+    page = (Path(__file__).parents[2] / "docs/doctor.md").read_text()
+    named = {name.partition(":")[0] for name in re.findall(r"`([a-z]+\.[a-z0-9:A-Z-]+)`", page)}
+    assert ids == named
 
 
 def test_errors_come_first() -> None:
