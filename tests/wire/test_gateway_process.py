@@ -139,7 +139,8 @@ async def test_what_outlasts_the_drain_ends_with_an_error(tmp_path: Path) -> Non
         assert rest.startswith(b'data: {"error"')
         assert b"stopping" in rest
         assert b"[DONE]" not in rest
-        assert (await waiting).status == 503
+        async with await waiting as refused:
+            assert refused.status == 503
         assert await node.ended() == 0
 
 

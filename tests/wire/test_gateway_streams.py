@@ -222,7 +222,7 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(tmp_path: Path, hea
             asking = asyncio.create_task(client.post(node.base + CHAT, json={"model": "m"}))
             await asyncio.wait_for(began.wait(), 5)
             if head:
-                await asking
+                (await asking).close()
             asking.cancel()
         await asyncio.wait_for(ended.wait(), 1.0)
         in_flight = 'meshd_gateway_requests_in_flight{model="m"}'
@@ -253,7 +253,12 @@ async def test_two_hundred_streams_at_once_are_all_whole(tmp_path: Path) -> None
             await call.send(chunk(event(f"{name}-{number}")))
         await call.send(chunk(DONE) + CHUNKED_END)
 
-    async with engine(path, script), gateway(tmp_path, table_of(path)) as node:
+    # The engine's backlog is 5, and it has to share one event loop with us and the clients.
+    patient = Deadlines(connect=30)
+    async with (
+        engine(path, script),
+        gateway(tmp_path, table_of(path), deadlines=patient) as node,
+    ):
         answers = await asyncio.gather(
             *(node.post({"model": "m", "stream": True}) for _ in range(streams))
         )
