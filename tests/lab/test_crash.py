@@ -86,6 +86,24 @@ def test_a_dead_engine_is_not_routed_to_and_comes_back(served: Node) -> None:
     assert served.main_pid(mesh.ENGINES["small"]) == small
 
 
+def test_an_engine_that_hangs_is_not_routed_to(served: Node) -> None:
+    unit = mesh.ENGINES["tiny"]
+    pid = kill(served, unit, "STOP")
+    try:
+        served.wait(
+            lambda: mesh.model(served, "tiny").get("state") not in ("ready", None),
+            30,
+            "the brain to notice",
+        )
+        assert mesh.chat(served, timeout_s=10).status == 503
+        assert mesh.served(served, "small")
+    finally:
+        kill(served, unit, "CONT")
+    mesh.settled(served)
+    assert mesh.served(served)
+    assert served.main_pid(unit) == pid
+
+
 def test_an_engine_that_keeps_dying_returns_with_growing_delays(served: Node) -> None:
     unit = mesh.ENGINES["tiny"]
     served.systemctl("reset-failed", unit)

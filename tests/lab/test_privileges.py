@@ -205,6 +205,33 @@ def test_the_language_of_units_is_only_text_in_an_argument(handed: Node) -> None
     assert traces(handed) == []
 
 
+def test_an_rpc_server_is_for_this_machine_only(handed: Node) -> None:
+    found = handed.run(["sh", "-c", "ls /usr/libexec/*/llama/bin/ggml-rpc-server"], check=True)
+    program = found.stdout.strip()
+    rpc = {"kind": "rpc", "name": "r1", "model": "", "reads": []}
+    address = ["--host", "127.0.0.1", "--port", "50052"]
+    public = ["--host", "0.0.0.0", "--port", "50053"]
+    wishes = [
+        {**rpc, "argv": [program, *address]},
+        {**rpc, "name": "r2", "argv": [program, *public]},
+        {**rpc, "name": "r3", "argv": [SERVER, *address]},
+    ]
+    said = ask(handed, wishes, generation=5)
+    assert said["started"] == ["mesh-rpc@r1.service"]
+    assert any("r2" in line and "--host" in line for line in said["errors"])
+    assert any("r3" in line and "llama-server" in line for line in said["errors"])
+
+    def listening() -> list[str]:
+        sockets = handed.run(["ss", "-Hlnt"], check=True).stdout
+        return [line.split()[3] for line in sockets.splitlines()]
+
+    handed.wait(lambda: "127.0.0.1:50052" in listening(), 20, "rpc-server's port")
+    assert listening() == ["127.0.0.1:50052"]
+    assert int(handed.unit("mesh-rpc@r1.service")["NRestarts"]) == 0
+    ask(handed, [], generation=6)
+    assert traces(handed) == []
+
+
 NO_WISHES = {
     "nothing": "",
     "half": "{",
@@ -212,7 +239,6 @@ NO_WISHES = {
     "a deep nest": "[" * 100_000,
     "no list": '{"generation": 1, "engines": 7}',
     "too much": "x" * 2**21,
-    "no UTF-8": "\udcff",
     "an unknown kind": json.dumps({"generation": 1, "engines": [engine("k", kind="sshd")]}),
     "an unknown device": json.dumps({"generation": 1, "engines": [engine("g", gpu="/dev/vda")]}),
 }

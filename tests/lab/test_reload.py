@@ -12,10 +12,6 @@ def pids(node: Node) -> Pids:
     return node.main_pid("meshd"), node.main_pid("mesh-gateway"), mesh.engine_pids(node)
 
 
-def restarts(node: Node) -> dict[str, int]:
-    return {model: int(node.unit(unit)["NRestarts"]) for model, unit in mesh.ENGINES.items()}
-
-
 def test_a_reload_returns_and_disturbs_nothing(served: Node) -> None:
     before = pids(served)
     served.systemctl("reload", "meshd", timeout_s=30)
@@ -36,10 +32,13 @@ def test_a_bad_file_fails_the_reload_with_its_place_and_touches_nothing(served: 
     served.write(mesh.CONFIG, mesh.config().replace("slots: 2", "slotz: 2"))
     done = served.systemctl("reload", "meshd", check=False, timeout_s=30)
     assert done.returncode != 0
-    said = served.journal("-u", "meshd", lines=50)
-    assert f"{mesh.CONFIG}:2:" in said
-    assert "slotz" in said
-    assert "did you mean" in said
+    for said in (
+        served.journal("-u", "meshd", lines=50),
+        served.systemctl("status", "--lines=20", "meshd").stdout,
+    ):
+        assert f"{mesh.CONFIG}:2:" in said
+        assert "slotz" in said
+        assert "did you mean" in said
     unit = served.unit("meshd")
     assert (unit["ActiveState"], unit["SubState"]) == ("active", "running")
     assert unit["NRestarts"] == "0"
@@ -62,11 +61,7 @@ def test_a_changed_slot_count_restarts_only_that_engine(served: Node) -> None:
     assert "mesh-llama@tiny.service" in planned.stdout
     assert "mesh-llama@small.service" not in planned.stdout
     served.systemctl("reload", "meshd", timeout_s=60)
-    served.wait(
-        lambda: mesh.engine_pids(served)["tiny"] not in (0, engines["tiny"]),
-        20,
-        "a new engine for tiny",
-    )
+    assert mesh.engine_pids(served)["tiny"] != engines["tiny"], "reload returns when it is done"
     mesh.settled(served)
     after = pids(served)
     assert (after[0], after[1], after[2]["small"]) == (meshd, gateway, engines["small"])
@@ -90,7 +85,7 @@ def test_a_removed_model_stops_only_its_engine(served: Node) -> None:
     meshd, gateway, engines = pids(served)
     served.write(mesh.CONFIG, mesh.config(models=("tiny",)))
     served.systemctl("reload", "meshd", timeout_s=60)
-    served.wait(lambda: not served.active(mesh.ENGINES["small"]), 20, "the end of small")
+    assert not served.active(mesh.ENGINES["small"])
     after = pids(served)
     assert (after[0], after[1], after[2]["tiny"]) == (meshd, gateway, engines["tiny"])
     served.wait(lambda: mesh.chat(served, "small").status == 404, 10, "small to be unknown")
