@@ -233,7 +233,14 @@ def _journal_processors() -> list[Processor]:
 def _line_processors(stream: TextIO) -> list[Processor]:
     stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
     if stream.isatty():
-        return [stamp, structlog.dev.ConsoleRenderer(colors=not os.environ.get("NO_COLOR"))]
+        return [
+            stamp,
+            structlog.dev.ConsoleRenderer(
+                colors=not os.environ.get("NO_COLOR"),
+                # The default prints local variables, and with them people's prompts.
+                exception_formatter=structlog.dev.plain_traceback,
+            ),
+        ]
     return [
         structlog.processors.TimeStamper(fmt="iso"),
         structlog.processors.format_exc_info,

@@ -16,6 +16,16 @@ class Refusal(StrEnum):
     NOT_READY = "not_ready"
     UNREACHABLE = "unreachable"
     FULL = "full"
+    INCAPABLE = "incapable"
+
+
+# What a model must be good for, by endpoint; one of these is enough. Without a template of its
+# own llama-server talks in a common one, so a model that completes can also chat.
+NEEDS: Mapping[str, frozenset[str]] = {
+    "/v1/chat/completions": frozenset({"chat", "completion"}),
+    "/v1/completions": frozenset({"chat", "completion"}),
+    "/v1/embeddings": frozenset({"embeddings"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +59,21 @@ def choose(
     in_flight: Mapping[str, int],
     suspects: Collection[str],
     *,
+    needs: frozenset[str] = frozenset(),
     limit: int = MAX_IN_FLIGHT_PER_TARGET,
 ) -> Choice:
     """The ready target with the fewest requests in flight; among equals this node's own first.
 
     :param in_flight: requests that this gateway has at each socket.
     :param suspects: sockets that failed and have not yet answered a probe.
+    :param needs: one of these the model must be good for; a table may leave it open.
     :param limit: requests that one target may have in flight.
     """
     route = find_route(table, model)
     if route is None:
         return Refused(Refusal.UNKNOWN)
+    if needs and route.capabilities and needs.isdisjoint(route.capabilities):
+        return Refused(Refusal.INCAPABLE, route)
     ready = [target for target in route.targets if target.ready]
     if route.state is not ModelState.READY or not ready:
         return Refused(Refusal.NOT_READY, route)

@@ -98,6 +98,13 @@ def refused(choice: Refused, model: str, table: RoutingTable) -> ApiError:
     if route is None:
         return unknown_model(model, table)
     name = _shown(route.model)
+    if choice.reason is Refusal.INCAPABLE:
+        return ApiError(
+            400,
+            f"The model `{name}` does not do that; it is good for {', '.join(route.capabilities)}.",
+            param="model",
+            code="model_not_capable",
+        )
     if choice.reason is Refusal.FULL:
         return unavailable(
             f"The model `{name}` has all the requests it can take.",

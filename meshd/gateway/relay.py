@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
-from meshd.gateway.choice import Chosen, Refused, choose
+from meshd.gateway.choice import NEEDS, Chosen, Refused, choose
 from meshd.gateway.engine_call import EngineFailed, call
 from meshd.gateway.event_stream import EventStream
 from meshd.gateway.exchange import Exchange, HeldBody
@@ -88,7 +88,11 @@ class Relay:
         lost = 0
         while True:
             choice = choose(
-                table, model, self._upstreams.in_flight, self._upstreams.suspects | tried
+                table,
+                model,
+                self._upstreams.in_flight,
+                self._upstreams.suspects | tried,
+                needs=NEEDS.get(path, frozenset()),
             )
             if isinstance(choice, Refused):
                 exchange.model = choice.route.model if choice.route else ""

@@ -63,7 +63,7 @@ def llama_spec(
         Flag(Intent.CONTEXT, str(decision.context * decision.slots)),
         Flag(Intent.SLOTS, str(decision.slots)),
         Flag(Intent.KV_UNIFIED, "off"),
-        Flag(Intent.UBATCH, str(micro_batch(facts, decision.context))),
+        *_batch_flags(facts, decision.context),
         Flag(Intent.FIT, "off"),
         *_placement_flags(decision.layout, facts, devices),
         Flag(Intent.FLASH_ATTENTION, "auto"),
@@ -89,6 +89,13 @@ def llama_spec(
         memory_max_bytes=_memory_max_bytes(decision, cache_bytes),
         load_bytes=facts.file_bytes,
     )
+
+
+def _batch_flags(facts: GgufFacts, context: int) -> list[Flag]:
+    size = str(micro_batch(facts, context))
+    # An embedding is computed in one piece: both sizes bound what it may be made of.
+    both = [Flag(Intent.BATCH, size)] if facts.pooling else []
+    return [*both, Flag(Intent.UBATCH, size)]
 
 
 def _placement_flags(layout: Layout, facts: GgufFacts, devices: tuple[str, ...]) -> list[Flag]:
