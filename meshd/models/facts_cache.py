@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import msgspec
 
+from meshd.files import write_atomically
 from meshd.models.facts import GgufFacts, LayerFacts
 from meshd.models.gguf_facts import read_facts, split_files
 from meshd.models.gguf_header import GgufError
@@ -67,20 +67,10 @@ class FactsCache:
 
     def _save(self) -> None:
         content = msgspec.json.encode(_Content(_format(), self._entries))
-        temporary: str | None = None
-        try:
+        # A cache that cannot be written costs time at the next start, and nothing else.
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(
-                dir=self._path.parent, prefix=f".{self._path.name}."
-            )
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self._path)
-        except OSError:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+            write_atomically(self._path, content)
 
 
 def _signature(file: Path) -> tuple[int, int]:
