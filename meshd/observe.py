@@ -19,7 +19,7 @@ from meshd.paths import Paths
 from meshd.pipeline import Observation
 from meshd.planner.view import Candidate
 
-_ENGINE_GROUP = "mesh.slice/mesh-engine.slice"
+_ENGINE_GROUP = "/mesh.slice/mesh-engine.slice"
 
 
 class NodeObserver:

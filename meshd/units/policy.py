@@ -16,7 +16,7 @@ from meshd.config.load import parse_layers, read_files
 from meshd.config.settings import Config
 from meshd.errors import UserError
 from meshd.files import write_atomically
-from meshd.paths import Paths
+from meshd.paths import Paths, shipped
 from meshd.units.allow import Policy, Seen
 from meshd.units.spec import EngineSpec
 
@@ -87,7 +87,10 @@ def _config(paths: Paths, root: int) -> Config:
 def _from_config(config: Config) -> _Allowed:
     sources = (model.source for model in config.models if model.source.startswith("/"))
     return _Allowed(
-        model_dirs=tuple(os.path.realpath(folder) for folder in config.node.model_dirs),
+        # The brain also finds what the installation itself ships.
+        model_dirs=tuple(
+            os.path.realpath(folder) for folder in (*config.node.model_dirs, shipped("models"))
+        ),
         sources=tuple(map(_pattern, sources)),
     )
 
