@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
 
 from meshd.config.load import Loaded
 from meshd.console.server import ConsoleServer
@@ -23,10 +24,19 @@ from meshd.units.render import render_dropin
 from meshd.units.spec import Applier
 
 
-class _Doors:
-    """Where people look in: the console, the control socket, and the gateway if it is ours."""
+class _Gateway(Protocol):
+    """The gateway as a child of ours, or as systemd's."""
 
-    def __init__(self, paths: Paths, *, gateway: GatewayChild | None) -> None:
+    async def listen(self, addresses: tuple[str, ...], /) -> None:
+        """:raises UserError: it does not listen there."""
+
+    async def close(self) -> None: ...
+
+
+class _Doors:
+    """Where people look in: the console, the control socket and the gateway."""
+
+    def __init__(self, paths: Paths, *, gateway: _Gateway) -> None:
         self._paths = paths
         self._gateway = gateway
         self._console: ConsoleServer | None = None
@@ -43,18 +53,16 @@ class _Doors:
     async def follow(self, loaded: Loaded) -> None:
         """Listen where the configuration says; nothing else restarts for it."""
         config = loaded.config
-        if self._gateway:
-            await self._gateway.listen(config.gateway.listen)
         assert self._console is not None
         await self._console.listen(config.console.listen if config.console.enabled else "")
+        await self._gateway.listen(config.gateway.listen)
 
     async def close(self) -> None:
         if self._control:
             await self._control.close()
         if self._console:
             await self._console.close()
-        if self._gateway:
-            await self._gateway.close()
+        await self._gateway.close()
 
 
 @asynccontextmanager
@@ -64,10 +72,11 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     :raises UserError: another meshd runs on these folders, or they cannot be made.
     """
     lock = _prepare(paths)
-    doors = _Doors(paths, gateway=None if systemd else GatewayChild(paths))
+    applier, gateway = _hands(paths, systemd=systemd)
+    doors = _Doors(paths, gateway=gateway)
     supervisor = Supervisor(
         paths,
-        applier=_applier(paths, systemd=systemd),
+        applier=applier,
         observer=NodeObserver(paths, systemd=systemd),
         memory=Disk(paths),
         notifier=Notifier(),
@@ -82,12 +91,16 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         os.close(lock)
 
 
-def _applier(paths: Paths, *, systemd: bool) -> Applier:
+def _hands(paths: Paths, *, systemd: bool) -> tuple[Applier, _Gateway]:
+    """Who runs the engines and who the gateway: systemd both, or we both."""
     if systemd:
+        from meshd.units.dbus import DbusSystemd
+        from meshd.units.gateway_socket import GatewaySocket
         from meshd.units.systemd import SystemdApplier
 
-        return SystemdApplier(paths)
-    return ProcessApplier(paths, text=render_dropin)
+        connection = DbusSystemd()
+        return SystemdApplier(paths, connection), GatewaySocket(connection)
+    return ProcessApplier(paths, text=render_dropin), GatewayChild(paths)
 
 
 def _prepare(paths: Paths) -> int:

@@ -104,6 +104,15 @@ class DbusSystemd:
         with contextlib.suppress(NoSuchUnit):
             await self._manager("ResetFailedUnit", "s", [unit])
 
+    async def listens(self, socket: str) -> tuple[str, ...]:
+        """Where a socket unit listens for streams, as its ``ListenStream=`` lines have it.
+
+        :raises NoSuchUnit: it is not installed.
+        """
+        (path,) = await self._manager("LoadUnit", "s", [socket])
+        (listed,) = await self._property(path, "org.freedesktop.systemd1.Socket", "Listen")
+        return tuple(address for kind, address in listed if kind == "Stream")
+
     async def changed(self) -> None:
         for delay_s in chain(_RETRY_S, repeat(_RETRY_S[-1])):
             try:
@@ -158,6 +167,10 @@ class DbusSystemd:
         message = Message(_SYSTEMD, path, _PROPERTIES, "GetAll", signature="s", body=[_SERVICE])
         (values,) = await self._call(message, self._call_s)
         return {name: variant.value for name, variant in values.items()}
+
+    async def _property(self, path: str, interface: str, name: str) -> list[Any]:
+        ask = Message(_SYSTEMD, path, _PROPERTIES, "Get", signature="ss", body=[interface, name])
+        return [variant.value for variant in await self._call(ask, self._call_s)]
 
     async def _call(self, message: Message, deadline_s: float) -> list[Any]:
         return await _ask(await self._connected(), message, deadline_s)

@@ -92,3 +92,28 @@ def test_a_removed_model_stops_only_its_engine(served: Node) -> None:
     left = served.run(["ls", "/run/systemd/system"], check=True).stdout
     assert "mesh-llama@small" not in left
     assert mesh.served(served)
+
+
+def test_a_gateway_address_that_the_socket_lacks_is_said_loudly(served: Node) -> None:
+    before = pids(served)
+    more = 'gateway: {listen: ["127.0.0.1:9337", "127.0.0.1:9444"]}\n'
+    served.write(mesh.CONFIG, mesh.config() + more)
+    served.systemctl("reload", "meshd", timeout_s=30)
+    sentence = served.unit("meshd")["StatusText"]
+    assert "127.0.0.1:9444" in sentence
+    assert "systemctl edit mesh-gateway.socket" in sentence
+    assert served.run(["meshd", "status"]).returncode == 3
+
+    served.write(
+        "/etc/systemd/system/mesh-gateway.socket.d/more.conf",
+        "[Socket]\nListenStream=127.0.0.1:9444\n",
+    )
+    served.systemctl("daemon-reload")
+    served.systemctl("restart", "mesh-gateway.socket")
+    served.systemctl("reload", "meshd", timeout_s=30)
+    assert served.run(["meshd", "status"]).returncode == 0
+    assert served.http("/v1/models", url="http://127.0.0.1:9444").status == 200
+    assert pids(served)[2] == before[2]
+    served.run(["rm", "-r", "/etc/systemd/system/mesh-gateway.socket.d"], check=True)
+    served.systemctl("daemon-reload")
+    served.systemctl("restart", "mesh-gateway.socket")
