@@ -16,6 +16,7 @@ class LayerFacts:
     :ivar key_elements: of K cached per token, over all KV heads (``value_elements`` of V); 0 where
         nothing is cached: recurrent layers, layers that reuse another's cache, V of MLA models.
     :ivar prediction: a multi-token prediction block, which ordinary decoding does not run.
+    :ivar largest_tensor_bytes: what a GPU copies at once when it works for the host on this layer.
     :ivar heads: query heads; ``feed_forward`` the widest hidden row of its dense FFN.
     """
 
@@ -29,6 +30,7 @@ class LayerFacts:
     prediction: bool = False
     heads: int = 0
     feed_forward: int = 0
+    largest_tensor_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

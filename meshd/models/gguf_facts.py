@@ -99,7 +99,7 @@ class _Sizes:
 
     layer: dict[int, int] = field(default_factory=dict)
     experts: dict[int, int] = field(default_factory=dict)
-    width: dict[int, int] = field(default_factory=dict)
+    largest: dict[int, int] = field(default_factory=dict)
     input: int = 0
     output: int = 0
     other: int = 0
@@ -113,6 +113,7 @@ def _sizes(tensors: Iterable[Tensor]) -> _Sizes:
         if block is not None:
             number = int(block[1])
             sizes.layer[number] = sizes.layer.get(number, 0) + tensor.size_bytes
+            sizes.largest[number] = max(sizes.largest.get(number, 0), tensor.size_bytes)
             if _EXPERTS.search(tensor.name):
                 sizes.experts[number] = sizes.experts.get(number, 0) + tensor.size_bytes
         elif _INPUT.match(tensor.name):
@@ -235,6 +236,7 @@ def _layers(metadata: Metadata, sizes: _Sizes, embedding: int) -> tuple[LayerFac
                 prediction=prediction,
                 heads=heads[number],
                 feed_forward=feed_forward[number],
+                largest_tensor_bytes=sizes.largest[number],
             )
         )
     return tuple(layers)

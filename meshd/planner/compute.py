@@ -14,6 +14,7 @@ from meshd.planner.placement import HOST, Placement
 
 _F32 = 4
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES
+_OFFLOAD_TOKENS = 32  # the smallest batch that backends take over (offload_op)
 
 
 def compute_bytes(
@@ -38,16 +39,21 @@ def compute_bytes(
     crossing = 0
     if placement.pipelined:
         crossing = 11 if device == placement.layers[0] else 6
+    helps = settings.op_offload and tokens >= _OFFLOAD_TOKENS and device in placement.devices[:1]
     for number, (layer, place) in enumerate(zip(facts.layers, placement.layers, strict=True)):
-        if place != device or layer.prediction:
+        on_host = place == HOST or (layer.expert_bytes > 0 and number in placement.host_experts)
+        helped = helps and on_host
+        if layer.prediction or (place != device and not helped):
             continue
         live = 4 * hidden
         if layer.key_elements:
             live = max(live, _attention_bytes(facts, settings, layer))
-        if layer.expert_bytes and number not in placement.host_experts:
+        if layer.expert_bytes and (helped or not on_host or device == HOST):
             live = max(live, _experts_bytes(facts, tokens) + 5 * hidden)
         elif not layer.expert_bytes:
             live = max(live, 3 * layer.feed_forward * tokens * _F32 + 5 * hidden)
+        if helped:
+            live += layer.largest_tensor_bytes
         phases.append(mask + live + crossing * hidden)
     return max(phases)
 

@@ -7,23 +7,22 @@ llama-memory-recurrent.cpp of llama.cpp b11669.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 
 from meshd.models.facts import GgufFacts, LayerFacts
 
 CELL_PADDING = 256
 
-# Bytes per element; of block types: block bytes / 32 (ggml-common.h).
+# Bytes of 32 elements, a block of the block types (ggml-common.h).
 CELL_TYPES = {
-    "f32": Fraction(4),
-    "f16": Fraction(2),
-    "bf16": Fraction(2),
-    "q8_0": Fraction(34, 32),
-    "q5_1": Fraction(24, 32),
-    "q5_0": Fraction(22, 32),
-    "q4_1": Fraction(20, 32),
-    "q4_0": Fraction(18, 32),
-    "iq4_nl": Fraction(18, 32),
+    "f32": 128,
+    "f16": 64,
+    "bf16": 64,
+    "q8_0": 34,
+    "q5_1": 24,
+    "q5_0": 22,
+    "q4_1": 20,
+    "q4_0": 18,
+    "iq4_nl": 18,
 }
 
 
@@ -36,6 +35,8 @@ class ContextSettings:
     :ivar unified: slots share one pool of cells (``--kv-unified``), else each has its part.
     :ivar key_type: of the cells, a key of `CELL_TYPES` (``--cache-type-k``; ``value_type`` of V).
     :ivar swa_full: sliding layers keep the whole context too (``--swa-full``).
+    :ivar op_offload: GPUs work on host weights for large batches (``--op-offload``, the default),
+        and hold a copy of them meanwhile. RPC devices never do.
     :ivar outputs: tokens of one batch whose logits are wanted. None: one a slot, as llama-server
         asks; llama-fit-params reckons with all of the batch, which can be 1 GiB more.
     """
@@ -50,6 +51,7 @@ class ContextSettings:
     ubatch: int = 512
     swa_full: bool = False
     outputs: int | None = None
+    op_offload: bool = True
 
     def __post_init__(self) -> None:
         numbers = (self.context, self.slots, self.batch, self.ubatch)
@@ -99,7 +101,7 @@ def layer_bytes(
         value = value_widest
     row = layer.key_elements * CELL_TYPES[settings.key_type]
     row += value * CELL_TYPES[settings.value_type]
-    return state + int(row * cells(facts, settings, sliding=layer.sliding) * settings.streams)
+    return state + row * cells(facts, settings, sliding=layer.sliding) * settings.streams // 32
 
 
 def _padded(count: int) -> int:

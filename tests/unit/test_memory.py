@@ -223,3 +223,23 @@ def test_nothing_is_lost_or_negative_wherever_it_lies(
     more = estimate(model, placement, replace(wanted, context=context + 4096))
     for before, after in zip(spread, more, strict=True):
         assert after.total_bytes >= before.total_bytes
+
+
+def test_a_gpu_holds_a_copy_of_the_host_weights_that_it_works_on(
+    facts: dict[str, GgufFacts],
+) -> None:
+    model = facts["qwen3-30b-a3b"]
+    placement = split(model, ("a", "b"), gpu_layers=20)
+
+    def compute(**changes: bool | int) -> dict[str, int]:
+        wanted = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+        return {m.device: m.compute_bytes for m in estimate(model, placement, wanted)}
+
+    with_copy, without = compute(), compute(op_offload=False)
+    largest = max(layer.largest_tensor_bytes for layer in model.layers)
+    assert with_copy["a"] - without["a"] == largest
+    assert with_copy["b"] == without["b"]  # the first device does it
+    assert compute(ubatch=16) == compute(ubatch=16, op_offload=False)
+    whole = solo(model, "a")
+    quiet = replace(SETTINGS, op_offload=False)
+    assert estimate(model, whole, SETTINGS) == estimate(model, whole, quiet)

@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
     shapes = [shape for shape in MODELS if not names or shape.name in names]
     try:
         engine = require()
+        build = describe(engine)
     except UserError as error:
         print(f"memory_table: {error}", file=sys.stderr)
         return 2
@@ -63,7 +64,8 @@ def main(arguments: list[str]) -> int:
             finally:
                 path.unlink()
             _tell(shape, rows, failures)
-    chosen.output.write_text(render(rows, failures, describe(engine)))
+            # Anew after each model: an interrupted run keeps what it has.
+            chosen.output.write_text(render(rows, failures, build))
     print(worst_line(rows), f"-> {chosen.output}")
     return 1 if failures else 0
 

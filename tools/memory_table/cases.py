@@ -45,7 +45,7 @@ class Case:
         )
 
 
-_ONE = ContextSettings(8192, 1, batch=BATCH, outputs=BATCH)
+_ONE = ContextSettings(8192, 1, batch=BATCH, outputs=BATCH, op_offload=False)
 _FOUR = replace(_ONE, context=32768, slots=4)
 _Q8 = replace(_FOUR, key_type="q8_0", value_type="q8_0")
 
@@ -55,11 +55,12 @@ _CASES = (
     Case("host", replace(_ONE, flash_attention=False, slots=2)),
     Case("one GPU", _ONE, 1),
     Case("one GPU", _Q8, 1),
-    Case("one GPU", replace(_ONE, ubatch=1024, key_type="q8_0", value_type="q5_1"), 1),
+    Case("one GPU", replace(_ONE, ubatch=1024), 1),
     Case("one GPU, 10 layers", _ONE, 1, gpu_layers=10),
     Case("two GPUs 3:2", _ONE, 2, (3, 2)),
     Case("two GPUs 1:1", _Q8, 2, (1, 1)),
 )
+_MIXED = (Case("one GPU", replace(_ONE, key_type="q8_0", value_type="q5_1"), 1),)
 _EXPERTS = (
     Case("one GPU, experts of 20 in RAM", _ONE, 1, cpu_moe=20),
     Case("one GPU, all experts in RAM", _Q8, 1, cpu_moe=999),
@@ -68,7 +69,6 @@ _SLIDING = (Case("one GPU, full SWA", replace(_FOUR, swa_full=True), 1),)
 
 # llama-server's own way: logits for one token a slot, not for the whole batch.
 LOADS = (
-    ContextSettings(4096, 1),
     ContextSettings(4096, 4),
     ContextSettings(4096, 4, unified=True),
 )
@@ -77,6 +77,7 @@ LOADS = (
 def cases(facts: GgufFacts) -> tuple[Case, ...]:
     return (
         *_CASES,
+        *(() if facts.mla_key_length else _MIXED),  # one cache has one type
         *(_EXPERTS if facts.moe else ()),
         *(_SLIDING if facts.sliding_window else ()),
     )

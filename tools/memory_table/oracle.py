@@ -48,6 +48,7 @@ def flags(settings: ContextSettings) -> tuple[str, ...]:
         *("--cache-type-k", settings.key_type, "--cache-type-v", settings.value_type),
         *("--flash-attn", "on" if settings.flash_attention else "off"),
         *(("--swa-full",) if settings.swa_full else ()),
+        *(() if settings.op_offload else ("--no-op-offload",)),
     )
 
 

@@ -28,11 +28,16 @@ loopback, which the engine treats as any device. *Real load* is a llama-server t
 model, shortened to a few layers: it wants logits for one token a slot, where llama-fit-params
 reckons with a whole batch, so its compute buffer is smaller.
 
+A real GPU also works on the weights that lie in RAM when a batch is large, and holds a copy of one
+tensor meanwhile (`--op-offload`). RPC devices do not, so that part is not in this table. With
+Debian's Vulkan backend on llvmpipe, 8192 tokens, llama-fit-params reported for the GPU's compute
+buffer, and meshd predicted: Qwen3 30B-A3B with 10 layers on the GPU 204 and 200 MiB, with the
+experts of 20 layers in RAM 176 and 200 MiB; Llama 3.2 3B with 10 layers 102 and 106 MiB
+(measured by hand, 2026-11-23).
+
 Not in the engine's figures nor in ours: what the driver takes (a CUDA context is some 300 to
-500 MiB; the reserve is for that), the copies of host weights that a GPU with operation offload
-holds while it works on a large batch (an RPC device offloads nothing; `--no-op-offload` turns it
-off), the prompt cache (`--cache-ram`), and the repacked copy of weights on a CPU, of whose source
-pages the kernel lets go.
+500 MiB; the reserve is for that), the prompt cache (`--cache-ram`), and the repacked copy of
+weights on a CPU, of whose source pages the kernel lets go.
 """
 
 
