@@ -42,7 +42,8 @@ class GgufFacts:
     :ivar key_length: elements per head and token of K (``value_length`` of V); for MLA models the
         compressed KV row is what is cached: then kv_heads is 1 and the lengths are the row's.
     :ivar embedding_bytes: token embedding (stays on the host); ``output_bytes`` the output layer,
-        which equals the embedding's size and is not stored twice when weights are tied.
+        which equals the embedding's size and is not stored twice when weights are tied, and is 0
+        for encoders, which have none.
     :ivar vocabulary_sha256: identity of the tokenizer: two models can be draft and target only if
         it is equal.
     :ivar quantisation: the file type as people write it, e.g. ``Q8_0``, ``Q4_K_M``.

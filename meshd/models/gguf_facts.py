@@ -161,7 +161,7 @@ def _facts(
         vocabulary_size=vocabulary_size,
         vocabulary_sha256=_vocabulary_sha256(metadata),
         embedding_bytes=sizes.input,
-        output_bytes=sizes.embedding if tied else sizes.output,
+        output_bytes=_output_bytes(metadata, sizes),
         tied_embeddings=tied,
         other_bytes=sizes.other,
         sliding_window=0 if mmproj else layer_patterns.sliding(metadata, len(layers))[0],
@@ -175,6 +175,12 @@ def _facts(
         ),
         mla_key_length=_mla_key_length(metadata),
     )
+
+
+def _output_bytes(metadata: Metadata, sizes: _Sizes) -> int:
+    if sizes.output or metadata.architecture in layer_patterns.ENCODERS:
+        return sizes.output
+    return sizes.embedding
 
 
 def _mla_key_length(metadata: Metadata) -> int:

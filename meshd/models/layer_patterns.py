@@ -92,6 +92,9 @@ NO_CACHE = frozenset(
     }
 )
 
+# Of those, what ends in embeddings: tied or not, there is no output layer.
+ENCODERS = NO_CACHE - {"dream", "llada", "llada-moe", "rnd1"}
+
 
 def sliding(metadata: Metadata, layers: int) -> tuple[int, tuple[bool, ...]]:
     """Return the window in tokens (0 for none) and which layers slide."""

@@ -26,7 +26,7 @@ def compute_bytes(
     copies = _PIPELINE_COPIES if placement.pipelined else 1
     mask = _mask_bytes(facts, settings) * copies
     phases = [0]
-    if placement.output == device:
+    if placement.output == device and facts.output_bytes:
         logits = facts.vocabulary_size * settings.logits_rows * _F32
         live = 9 if placement.pipelined else 4 if placement.devices else 5
         phases.append(mask + logits + live * hidden)
@@ -69,6 +69,8 @@ def _mask_bytes(facts: GgufFacts, settings: ContextSettings) -> int:
     """One mask per kind of cache; F16 with flash attention, else F32."""
     element = 2 if settings.flash_attention else 4
     kinds = {layer.sliding for layer in facts.layers if layer.key_elements}
+    if not kinds and not any(layer.recurrent_bytes for layer in facts.layers):
+        return settings.tokens**2 * element  # an encoder's tokens attend to their own batch
     return sum(
         cells(facts, settings, sliding=sliding) * settings.tokens * element for sliding in kinds
     )

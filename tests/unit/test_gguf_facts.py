@@ -137,6 +137,18 @@ def test_embedding_models_say_how_they_pool(file: Path) -> None:
     assert read_facts(llama(pooling_type=3).write(file)).pooling == "last"
 
 
+def test_an_encoder_has_neither_cache_nor_output_layer(file: Path) -> None:
+    model = llama()
+    for key, kind, value in list(model.keys):
+        if key.startswith("llama."):
+            model.drop(key)
+            model.set(key.replace("llama.", "bert."), kind, value)
+    model.set("general.architecture", STRING, text("bert"))
+    facts = read_facts(model.write(file))
+    assert facts.output_bytes == 0
+    assert all(layer.key_elements == 0 for layer in facts.layers)
+
+
 def test_a_projector_is_no_language_model(file: Path) -> None:
     model = llama()
     model.set("general.architecture", STRING, text("clip"))
