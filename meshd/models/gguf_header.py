@@ -27,15 +27,16 @@ from meshd.errors import UserError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 
-# Real headers: at most some 20 MB (262 000 tokens with merges), 60 keys, 2 000 tensors a file.
-HEADER_BYTES_MAX = 64 << 20
+# Real headers: at most some 20 MB (262 000 tokens, 515 000 merges), 60 keys, 2 000 tensors a file.
+HEADER_BYTES_MAX = 48 << 20
 KEYS_MAX = 4096
 KEY_BYTES_MAX = 1024
 STRING_BYTES_MAX = 8 << 20
 TENSORS_MAX = 1 << 16
 TENSOR_NAME_BYTES_MAX = 63  # GGML_MAX_NAME holds a NUL
 DIMENSIONS_MAX = 4  # GGML_MAX_DIMS
-STRINGS_IN_ARRAYS_MAX = 2 << 20
+STRINGS_IN_ARRAYS_MAX = 3 << 19
+NUMBERS_IN_ARRAY_MAX = 2 << 20
 VALUES_KEPT_MAX = 4096
 ALIGNMENT_MAX = 1 << 16
 _READ_BYTES = 1 << 20
@@ -273,6 +274,8 @@ def _array(cursor: _Cursor, key: str, strings_left: int) -> tuple[Array, int]:
         cursor.skip_strings(length)
         strings, values = length, None
     else:
+        if length > NUMBERS_IN_ARRAY_MAX:
+            raise cursor.fail(f"{key} claims {length} numbers, too many")
         size = _SCALARS[kind].size * length
         cursor.need(size)
         strings, values = 0, None

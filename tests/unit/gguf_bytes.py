@@ -199,7 +199,7 @@ def string_length(model: Model, random_: random.Random) -> None:
 
 def backed_string(model: Model, random_: random.Random) -> bytes:
     # The claim is true: the file has that many bytes, all zero.
-    model.set("general.name", STRING, struct.pack("<Q", random_.choice([9 << 20, 60 << 20])))
+    model.set("general.name", STRING, struct.pack("<Q", random_.choice([7 << 20, 9 << 20])))
     model.data_bytes = 100 << 20
     return model.head()
 
@@ -210,7 +210,9 @@ def array_length(model: Model, random_: random.Random) -> None:
 
 
 def backed_array(model: Model, random_: random.Random) -> bytes:
-    kind, length = random_.choice([(STRING, 2 << 20), (STRING, 8 << 20), (U64, 7 << 20), (F32, 9)])
+    kind, length = random_.choice(
+        [(STRING, 1_500_000), (STRING, 8 << 20), (U64, 2_000_000), (F32, 9)]
+    )
     model.set("tokenizer.ggml.scores", ARRAY, array(kind, [], claimed=length))
     model.data_bytes = 100 << 20
     return model.head()

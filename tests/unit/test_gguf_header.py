@@ -142,7 +142,8 @@ def test_names_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     [
         ("a", STRING, struct.pack("<Q", 2**62), "claims"),
         ("a", ARRAY, array(STRING, [], claimed=2**40), "strings"),
-        ("a", ARRAY, array(U64, [], claimed=2**61), "ends inside its header"),
+        ("a", ARRAY, array(U64, [], claimed=2**61), "numbers, too many"),
+        ("a", ARRAY, array(U64, [], claimed=2**20), "ends inside its header"),
         ("a", ARRAY, array(ARRAY, [u32(0)]), "array of arrays"),
         ("a", 99, b"", "unknown value type 99"),
         ("general.alignment", U32, u32(0), "alignment"),
