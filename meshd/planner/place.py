@@ -25,6 +25,7 @@ _GOOD_CONTEXT = 8192
 _MOST_CONTEXT = 65536
 _LEAST_CONTEXT = 2048
 _SLOTS = (4, 2, 1)
+_WITHOUT_GPU = (Code.NO_GPU, Code.NO_GPU_BACKEND)
 # llama-server keeps old prompts in host memory (--cache-ram); a share of the RAM, bounded.
 _PROMPT_CACHE_SHARE = 20
 _PROMPT_CACHE_MOST_BYTES = 8 * GIB
@@ -40,16 +41,24 @@ def plan(view: ClusterView, config: Config) -> Plan:
         if (running := _keepable(node, config, model)) is not None
     }
     for decision in kept.values():
-        budgets = budgets.without(decision.memory)
+        budgets = _after(decision, node, budgets)
     decisions = []
     for model in config.models:
         if model.name in kept:
             decisions.append(kept[model.name])
             continue
         decision = _decide(node, config, model, budgets)
-        budgets = budgets.without(decision.memory)
+        budgets = _after(decision, node, budgets)
         decisions.append(decision)
     return Plan(tuple(decisions))
+
+
+def _after(decision: Decision, node: NodeView, budgets: Budgets) -> Budgets:
+    """What a decision leaves to the others: less its memory, and the prompts that it may keep."""
+    if not decision.served:
+        return budgets
+    cache_bytes = prompt_cache_bytes(node.hardware.ram.total_bytes)
+    return budgets.without(decision.memory).less(RAM, cache_bytes)
 
 
 def prompt_cache_bytes(ram_total_bytes: int) -> int:
@@ -59,11 +68,14 @@ def prompt_cache_bytes(ram_total_bytes: int) -> int:
 
 def _budgets(node: NodeView, config: Config) -> Budgets:
     """What may be planned with: measured free memory, plus our own engines', less the reserve."""
+    # A unified device's memory is the RAM: one budget for both, so it is not spent twice.
+    unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
     ours: dict[str, int] = {}
     for running in node.running:
         if running.resident:
             for use in running.decision.memory:
-                ours[use.device] = ours.get(use.device, 0) + _taken(use)
+                device = RAM if use.device in unified else use.device
+                ours[device] = ours.get(device, 0) + _taken(use)
     reserve = config.node.reserve
     devices = {
         gpu.id: gpu.free_bytes + ours.get(gpu.id, 0) - reserve.vram_bytes
@@ -71,8 +83,6 @@ def _budgets(node: NodeView, config: Config) -> Budgets:
         if not gpu.unified
     }
     ram = node.hardware.ram.available_bytes + ours.get(RAM, 0) - reserve.ram_bytes
-    # A unified device's memory is the RAM: one budget for both, so it is not spent twice.
-    unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
     return Budgets({**devices, RAM: ram}, unified)
 
 
@@ -96,6 +106,8 @@ def _keepable(node: NodeView, config: Config, model: ModelSettings) -> Running |
         and decision.asked == _asked(model)
         and running.identity == candidate.identity
         and set(decision.layout.gpus) <= {gpu.id for gpu in node.gpus}
+        # A driver that was late at boot must not leave its GPU idle for ever.
+        and not (node.gpus and any(reason.code in _WITHOUT_GPU for reason in decision.reasons))
     )
     if not same:
         return None
@@ -202,13 +214,20 @@ def _first_fit(
     roomy = tuple(shape for shape in shapes if shape.context >= good and shape.slots == _SLOTS[0])
     tight = tuple(shape for shape in shapes if shape not in roomy)
     for layouts in (whole_layouts, mixed_layouts):
-        for group in (roomy, tight):
+        for group in filter(None, (roomy, tight)):
             for layout in layouts(facts, gpus, budgets):
+                # The last shape takes least: most layouts are ruled out by it alone.
+                if not budgets.hold(_memory(facts, layout, group[-1])):
+                    continue
                 for shape in group:
-                    memory = needs(facts, layout, context=shape.context, slots=shape.slots)
+                    memory = _memory(facts, layout, shape)
                     if budgets.hold(memory):
                         return layout, replace(shape, memory=memory)
     return None
+
+
+def _memory(facts: GgufFacts, layout: Layout, shape: _Shape) -> tuple[DeviceUse, ...]:
+    return needs(facts, layout, context=shape.context, slots=shape.slots)
 
 
 def _strategy(facts: GgufFacts, layout: Layout) -> Strategy:
@@ -257,7 +276,7 @@ def _shortfall(
 ) -> Reason:
     """By how much the smallest shape misses, all of it in RAM: the last resort that failed too."""
     least = shapes[-1]
-    memory = needs(facts, Layout(), context=least.context, slots=least.slots)
+    memory = _memory(facts, Layout(), least)
     wanted = sum(use.total_bytes for use in memory)
     have = max(0, budgets.free(RAM))
     text = (

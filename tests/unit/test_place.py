@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.config.settings import NodeSettings, Reserve, Role
+from meshd.planner import place
 from meshd.planner.layout import RAM
-from meshd.planner.place import plan
+from meshd.planner.needs import needs
+from meshd.planner.place import plan, prompt_cache_bytes
 from meshd.planner.plan import Code, Decision, Strategy
 from meshd.planner.view import Running
 from tests.unit.worlds import GIB, MIB, config, facts, gpu, node, view, wants
@@ -193,6 +195,58 @@ def test_unified_memory_is_not_counted_twice() -> None:
     assert decision.memory_bytes < 16 * GIB
     small = node(gpu("apu", 16, unified=True), models={"m": facts(layers=110)}, ram_gib=16)
     assert only(plan(view(small), config(wants("m")))).strategy is not Strategy.SOLO_GPU
+
+
+def test_what_runs_on_unified_memory_gets_back_what_it_had() -> None:
+    apu = gpu("apu", 16, unified=True)
+    world = node(apu, models={"m": facts()}, ram_gib=12)
+    first = only(plan(view(world), config(wants("m", slots=1, context=8192))))
+    assert first.layout.gpus == ("apu",)
+    loaded = node(apu, models={"m": facts()}, ram_gib=12, running=running(first, resident=True))
+    ram = loaded.hardware.ram
+    left = replace(ram, available_bytes=ram.available_bytes - first.memory_bytes)
+    loaded = replace(loaded, hardware=replace(loaded.hardware, ram=left))
+    again = only(plan(view(loaded), config(wants("m", slots=2, context=4096))))
+    assert again.served
+    assert again.layout.gpus == ("apu",)
+
+
+def test_the_prompts_that_neighbours_keep_are_not_planned_with() -> None:
+    names = tuple(f"m{number}" for number in range(8))
+    world = node(models={name: facts(layers=8) for name in names}, ram_gib=20)
+    wishes = [wants(name, context=2048, slots=1) for name in names]
+    served = [d for d in plan(view(world), config(*wishes)).decisions if d.served]
+    total = sum(decision.memory_bytes for decision in served)
+    cache = prompt_cache_bytes(20 * GIB)
+    assert 0 < len(served)
+    assert total + cache * len(served) <= 20 * GIB - Reserve().ram_bytes
+
+
+@pytest.mark.parametrize("drivable", [True, False])
+def test_a_gpu_that_comes_late_is_taken(drivable: bool) -> None:
+    late = () if drivable else (gpu(),)
+    world = node(*late, models={"m": facts()}, drivable=drivable)
+    first = only(plan(view(world), config(wants("m"))))
+    assert first.strategy is Strategy.SOLO_CPU
+    there = node(gpu(), models={"m": facts()}, running=running(first, resident=True))
+    again = only(plan(view(there), config(wants("m"))))
+    assert again.strategy is Strategy.SOLO_GPU
+
+
+def test_what_fits_nowhere_is_soon_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The brain asks for it on every pass, and feeds its watchdog only after that.
+    tried: list[object] = []
+
+    def counted(*arguments: object, **more: int) -> object:
+        tried.append(arguments)
+        return needs(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(place, "needs", counted)
+    gpus = tuple(gpu(f"GPU-{number}", 20) for number in range(4))
+    huge = facts(layers=40, layer_bytes=8 * GIB, expert_share=0.9, train=131072)
+    assert not only(plan(view(node(*gpus, models={"m": huge})), config(wants("m")))).served
+    layouts = 4 + 3 + 2 * 40 + 1
+    assert len(tried) <= 2 * layouts + 1
 
 
 @settings(max_examples=60, deadline=None)
