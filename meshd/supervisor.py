@@ -87,6 +87,7 @@ class Supervisor:
         self._reload_asked = False
         self._stopping = False
         self._config = ConfigInForce(memory)
+        self._listen: tuple[str, ...] | None = None
         self._door_error = ""
         self._blind = ""
         self._proposal: Proposal | None = None
@@ -219,7 +220,7 @@ class Supervisor:
             self._publish(loaded, self._proposal)
             return
         self._apply_errors = ()
-        if proposal.actions:
+        if proposal.actions or loaded.config.gateway.listen != self._listen:
             proposal = await self._apply(loaded, proposal)
         self._proposal = proposal
         self._running = proposal.running
@@ -244,7 +245,8 @@ class Supervisor:
             _log.info("unit changes", action=action.kind, unit=action.unit, reason=action.reason)
         # Remembered before it is done: after a crash half way, the diff finds the rest.
         self._memory.save_running(proposal.running, self._generation)
-        desired = Desired(self._generation, proposal.specs)
+        self._listen = loaded.config.gateway.listen
+        desired = Desired(self._generation, proposal.specs, self._listen)
         try:
             outcome = await asyncio.wait_for(self._applier.apply(desired), _APPLY_DEADLINE_S)
             errors = outcome.errors

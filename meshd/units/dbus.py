@@ -31,6 +31,8 @@ _SERVICE = "org.freedesktop.systemd1.Service"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _PATH = "/org/freedesktop/systemd1"
 _OURS = re.compile(r"mesh-(llama|rpc)@[a-z0-9][a-z0-9._-]{0,62}\.service")
+# Jobs may be asked for these too; nobody watches them.
+_DOORS = frozenset({"mesh-gateway.socket", "mesh-gateway.service"})
 # Object paths escape all but letters and digits: "mesh-llama@" is mesh_2dllama_40.
 _OUR_OBJECTS = tuple(f"{_PATH}/unit/mesh_2d{kind}_40" for kind in ("llama", "rpc"))
 
@@ -135,8 +137,8 @@ class DbusSystemd:
         self._bus = self._watcher = None
 
     async def _job(self, method: str, unit: str) -> None:
-        if not _OURS.fullmatch(unit):
-            raise AccessDenied(f"{unit} is not an engine unit of meshd")
+        if not _OURS.fullmatch(unit) and unit not in _DOORS:
+            raise AccessDenied(f"{unit} is not a unit that meshd's hand may touch")
         try:
             async with asyncio.timeout(self._job_s):
                 # Connecting subscribes, so the end of a job cannot be missed.
@@ -217,7 +219,7 @@ class DbusSystemd:
         match message.member:
             case "JobRemoved":
                 _, job, unit, result = message.body
-                if _OURS.fullmatch(unit):
+                if _OURS.fullmatch(unit) or unit in _DOORS:
                     self._job_ended(job, result)
                     self._changed.set()
             case "UnitNew" | "UnitRemoved":

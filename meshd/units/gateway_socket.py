@@ -1,14 +1,51 @@
-"""The gateway's door under systemd: a socket unit, which root owns and the brain cannot change."""
+"""The gateway's door under systemd: a socket unit, which the hand moves and the brain looks at."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Protocol
 
-from meshd.config.addresses import Address, parse_address
+from meshd.config.addresses import parse_address
 from meshd.errors import UserError
 
 UNIT = "mesh-gateway.socket"
+SERVICE = "mesh-gateway.service"
+SHIPPED = ("127.0.0.1:9337",)
+
+_MAX_ADDRESSES = 16
+# Below lie the ports of a system's own services, which the brain must not be able to take.
+_LEAST_PORT = 1024
+
+
+def refusal(listen: tuple[str, ...]) -> str:
+    """Why the hand may not listen there, "" when it may. Pure."""
+    if len(listen) > _MAX_ADDRESSES:
+        return f"gateway: {len(listen)} addresses are more than {_MAX_ADDRESSES}"
+    for text in listen:
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            return f"gateway: {text[:80]!r}: {error}"
+        if address.port < _LEAST_PORT:
+            return f"gateway: {text}: ports below {_LEAST_PORT} are not for the mesh"
+    return ""
+
+
+def render_socket(listen: tuple[str, ...]) -> str:
+    """The drop-in for these addresses, "" when the shipped unit says it already. Pure."""
+    if _known(listen) == _known(SHIPPED):
+        return ""
+    lines = [
+        "# Written by meshd's hand from gateway.listen in /etc/mesh/mesh.yaml: do not edit.",
+        "[Socket]",
+        "ListenStream=",
+    ]
+    for text in listen:
+        address = parse_address(text)
+        for host in sorted(address.hosts):
+            shown = f"[{host}]" if ":" in host else host
+            lines.append(f"ListenStream={shown}:{address.port}")
+    return "\n".join(lines) + "\n"
 
 
 class Listening(Protocol):
@@ -33,21 +70,23 @@ class GatewaySocket:
         if _known(actual) != _known(addresses):
             raise UserError(
                 f"gateway.listen is {_words(addresses)}, but {UNIT} listens on {_words(actual)}",
-                hint=f"change ListenStream= with `systemctl edit {UNIT}`, then restart it",
+                hint=f"systemctl cat {UNIT} shows who says so; is the address free?",
             )
 
     async def close(self) -> None:
         """The socket stays open: it is systemd's."""
 
 
-def _known(addresses: Iterable[str]) -> set[Address | str]:
-    """Each in one spelling; what is no IP address (a Unix socket's path) stands for itself."""
-    known: set[Address | str] = set()
+def _known(addresses: Iterable[str]) -> set[tuple[str, int]]:
+    """Each host and port by itself; a Unix socket's path, which has no port, has port 0."""
+    known: set[tuple[str, int]] = set()
     for text in addresses:
         try:
-            known.add(parse_address(text))
+            address = parse_address(text)
         except ValueError:
-            known.add(text)
+            known.add((text, 0))
+            continue
+        known |= {(host, address.port) for host in address.hosts}
     return known
 
 

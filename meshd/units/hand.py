@@ -13,6 +13,7 @@ from meshd.paths import Paths
 from meshd.units.allow import MAX_ENGINES
 from meshd.units.desired_file import RESULT, read_desired, write_outcome
 from meshd.units.diff import Action, ActionKind, diff
+from meshd.units.hand_gateway import move_gateway
 from meshd.units.observe import UNITS, dropins, observe
 from meshd.units.port import Systemd
 from meshd.units.render import dropin_path, render_dropin
@@ -69,6 +70,7 @@ async def converge(desired: Desired, files: Files, systemd: Systemd, refusals: R
     for kind in (StepKind.REMOVE, StepKind.WRITE, StepKind.RELOAD):
         await work.in_turn(planned, kind)
     await work.together(planned, StepKind.START)
+    work.errors += await move_gateway(desired.listen, files.units, systemd)
     return Outcome(
         generation=desired.generation,
         started=work.done(actions, ActionKind.START),

@@ -89,7 +89,7 @@ def _from_config(config: Config) -> _Allowed:
     return _Allowed(
         # The brain also finds what the installation itself ships.
         model_dirs=tuple(
-            os.path.realpath(folder) for folder in (*config.node.model_dirs, shipped("models"))
+            os.path.realpath(folder) for folder in (*config.node.model_dirs, str(shipped("models")))
         ),
         sources=tuple(map(_pattern, sources)),
     )

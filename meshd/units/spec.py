@@ -84,10 +84,12 @@ class Desired:
     """All that should run on this node, and nothing else should.
 
     :ivar generation: counts up with every change; the hand answers with it.
+    :ivar listen: where systemd should hold the gateway's socket; empty leaves it alone.
     """
 
     generation: int
     engines: tuple[EngineSpec, ...] = ()
+    listen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

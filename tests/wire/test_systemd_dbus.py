@@ -278,7 +278,7 @@ async def test_units_of_others_are_never_touched(
     manager: StandIn, systemd: DbusSystemd, unit: str
 ) -> None:
     for verb in (systemd.start, systemd.stop):
-        with pytest.raises(AccessDenied, match="not an engine unit"):
+        with pytest.raises(AccessDenied, match="not a unit that meshd"):
             await verb(unit)
     assert manager.calls == []
 

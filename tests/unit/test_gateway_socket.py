@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshd.errors import UserError
+from meshd.units.gateway_socket import SERVICE, SHIPPED, UNIT, GatewaySocket, refusal, render_socket
+from meshd.units.hand_gateway import move_gateway
+from meshd.units.port import JobFailed
+from meshd.units.render import dropin_path
+
+
+class Sockets:
+    """systemd, as far as the gateway's socket goes: it listens on what its text says."""
+
+    def __init__(self, units: Path, *, taken: str = "") -> None:
+        self.path = dropin_path(UNIT, units)
+        self.taken = taken
+        self.loaded = ""
+        self.active = {UNIT, SERVICE}
+        self.calls: list[str] = []
+
+    async def reload(self) -> None:
+        self.calls.append("reload")
+        self.loaded = self.path.read_text() if self.path.exists() else ""
+
+    async def stop(self, unit: str) -> None:
+        self.calls.append(f"stop {unit}")
+        self.active.discard(unit)
+
+    async def start(self, unit: str) -> None:
+        self.calls.append(f"start {unit}")
+        if unit == UNIT and SERVICE in self.active:
+            raise JobFailed(unit, "failed")
+        if unit == UNIT and self.taken and self.taken in self.loaded:
+            raise JobFailed(unit, "failed")
+        self.active.add(unit)
+
+
+async def move(listen: tuple[str, ...], systemd: Sockets, units: Path) -> tuple[str, ...]:
+    return await move_gateway(listen, units, systemd)  # type: ignore[arg-type]
+
+
+async def test_a_new_address_moves_the_socket_and_the_shipped_one_moves_it_back(
+    tmp_path: Path,
+) -> None:
+    systemd = Sockets(tmp_path)
+    assert await move(("127.0.0.1:9444", "[::1]:9444"), systemd, tmp_path) == ()
+    assert "ListenStream=\nListenStream=127.0.0.1:9444\nListenStream=[::1]:9444" in systemd.loaded
+    assert systemd.active == {UNIT, SERVICE}
+    systemd.calls.clear()
+    assert await move(("127.0.0.1:9444", "[::1]:9444"), systemd, tmp_path) == ()
+    assert systemd.calls == [], "what is so already is left alone"
+    assert await move(SHIPPED, systemd, tmp_path) == ()
+    assert not systemd.path.exists()
+    assert systemd.active == {UNIT, SERVICE}
+
+
+async def test_an_address_that_is_taken_leaves_the_gateway_where_it_was(tmp_path: Path) -> None:
+    systemd = Sockets(tmp_path, taken=":9555")
+    await move(("127.0.0.1:9444",), systemd, tmp_path)
+    (error,) = await move(("127.0.0.1:9555",), systemd, tmp_path)
+    assert "127.0.0.1:9555" in error
+    assert "stays where it was" in error
+    assert "127.0.0.1:9444" in systemd.loaded
+    assert systemd.active == {UNIT, SERVICE}
+
+
+async def test_saying_nothing_changes_nothing(tmp_path: Path) -> None:
+    systemd = Sockets(tmp_path)
+    assert await move((), systemd, tmp_path) == ()
+    assert systemd.calls == []
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        ("127.0.0.1:80",),
+        ("/run/docker.sock",),
+        ("0.0.0.0:9337\nExecStartPre=/bin/sh",),
+        ("[::1:9337",),
+        ("127.0.0.1:9337",) * 17,
+    ],
+)
+async def test_what_the_hand_does_not_do(listen: tuple[str, ...], tmp_path: Path) -> None:
+    systemd = Sockets(tmp_path)
+    assert len(await move(listen, systemd, tmp_path)) == 1
+    assert systemd.calls == []
+    assert not systemd.path.exists()
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=4).map(tuple))
+def test_whatever_passes_is_only_addresses(listen: tuple[str, ...]) -> None:
+    if not refusal(listen):
+        for line in render_socket(listen).splitlines()[2:]:
+            assert line.startswith("ListenStream=")
+
+
+class Listens:
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+
+    async def listens(self, socket: str) -> tuple[str, ...]:
+        assert socket == UNIT
+        return self.addresses
+
+
+async def test_a_socket_elsewhere_is_said() -> None:
+    await GatewaySocket(Listens("127.0.0.1:9337")).listen(("127.0.0.1:9337",))
+    await GatewaySocket(Listens("[::1]:9337", "127.0.0.1:9337")).listen(("localhost:9337",))
+    with pytest.raises(UserError, match="9444"):
+        await GatewaySocket(Listens("127.0.0.1:9337")).listen(("127.0.0.1:9444",))
