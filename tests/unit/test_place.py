@@ -218,7 +218,7 @@ def test_the_prompts_that_neighbours_keep_are_not_planned_with() -> None:
     served = [d for d in plan(view(world), config(*wishes)).decisions if d.served]
     total = sum(decision.memory_bytes for decision in served)
     cache = prompt_cache_bytes(20 * GIB)
-    assert 0 < len(served)
+    assert len(served) > 0
     assert total + cache * len(served) <= 20 * GIB - Reserve().ram_bytes
 
 
