@@ -59,6 +59,13 @@ class HealthMonitor:
         for new in engines - self._tasks.keys():
             self._tasks[new] = asyncio.create_task(self._probe(new), name=f"health {new.unit}")
 
+    async def ask(self, engines: set[Watched]) -> None:
+        """Watch these, and return when each was asked once."""
+        asked = list(engines)
+        said = await asyncio.gather(*(answers(engine.socket) for engine in asked))
+        self._ready.update(engine for engine, well in zip(asked, said, strict=True) if well)
+        self.watch(engines)
+
     def ready(self, unit: str, pid: int | None) -> bool:
         return any(w.unit == unit and w.pid == pid for w in self._ready)
 

@@ -31,11 +31,14 @@ class NodeObserver:
         self._paths = paths
         self._engine_group = _ENGINE_GROUP if systemd else None
         self._facts = FactsCache(paths.state / "facts.json")
+        # A preview looks while a pass does, and the cache is for one thread at a time.
+        self._reading = asyncio.Lock()
 
     async def __call__(self, loaded: Loaded) -> Observation:
         hardware = await observe_hardware(engine_group=self._engine_group)
         build, problem = await asyncio.to_thread(self._engine)
-        candidates = await asyncio.to_thread(self._candidates, loaded.config)
+        async with self._reading:
+            candidates = await asyncio.to_thread(self._candidates, loaded.config)
         return Observation(hardware, build, problem, candidates)
 
     def _engine(self) -> tuple[EngineBuild | None, str]:

@@ -66,7 +66,12 @@ class Disk:
         return kept.running, kept.generation
 
     def save_running(self, running: tuple[Running, ...], generation: int) -> None:
-        write_atomically(self._plan_file, msgspec.json.encode(_RunningFile(generation, running)))
+        try:
+            data = msgspec.json.encode(_RunningFile(generation, running))
+            write_atomically(self._plan_file, data)
+        except OSError as error:
+            # What a next life would go by; this one has it in memory.
+            _log.error("what runs could not be kept", error=str(error))
 
     def write_routes(self, table: RoutingTable) -> None:
         write_table(self._paths.routes, table)

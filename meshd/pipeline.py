@@ -33,7 +33,7 @@ from meshd.status import (
 from meshd.units.diff import Action, changes, diff
 from meshd.units.llama import instance_name, llama_spec
 from meshd.units.render import render_dropin
-from meshd.units.spec import EngineSpec, EngineStatus
+from meshd.units.spec import EngineSpec, EngineState, EngineStatus
 
 Answers = Callable[[str, int | None], bool]
 """Whether the engine of a unit, as this pid, passed its last health check."""
@@ -129,12 +129,15 @@ def node_view(config: Config, observation: Observation, running: tuple[Running, 
 def with_residency(
     running: tuple[Running, ...], engines: tuple[EngineStatus, ...], answers: Answers
 ) -> tuple[Running, ...]:
-    """Mark whose memory is taken: an engine that answers has loaded."""
+    """Mark whose memory is taken: an engine that answers has loaded.
+
+    One that is not there at all is planned afresh: what fitted in another life may not fit now.
+    """
     marked = []
     for one in running:
         engine = engine_of(engines, instance_name(one.decision.model))
-        resident = engine is not None and answers(engine.unit, engine.pid)
-        marked.append(replace(one, resident=resident))
+        if engine is not None and engine.state is not EngineState.STOPPED:
+            marked.append(replace(one, resident=answers(engine.unit, engine.pid)))
     return tuple(marked)
 
 

@@ -27,7 +27,8 @@ from meshd.pipeline import Observation, Proposal
 from meshd.planner.view import Running
 from meshd.report import PlanReport
 from meshd.status import NodeStatus
-from meshd.units.spec import Applier, Desired, EngineState
+from meshd.units.spec import Applier, Desired, EngineState, EngineStatus
+from meshd.until_stopped import until_stopped
 
 _log = structlog.get_logger(__name__)
 
@@ -85,11 +86,12 @@ class Supervisor:
         self._pass_lock = asyncio.Lock()
         self._health = HealthMonitor(self._wake.set)
         self._reload_asked = False
-        self._stopping = False
+        self._stop_asked = asyncio.Event()
         self._config = ConfigInForce(memory)
         self._listen: tuple[str, ...] | None = None
         self._door_error = ""
         self._blind = ""
+        self._table_error = ""
         self._proposal: Proposal | None = None
         self._apply_errors: tuple[str, ...] = ()
         self._running, self._generation = memory.load_running()
@@ -104,7 +106,7 @@ class Supervisor:
         self._wake.set()
 
     def ask_stop(self) -> None:
-        self._stopping = True
+        self._stop_asked.set()
         self._wake.set()
 
     def status(self) -> NodeStatus:
@@ -115,7 +117,7 @@ class Supervisor:
 
     async def preview(self, files: tuple[SourceFile, ...]) -> PlanReport:
         """What `files` would change, with nothing changed."""
-        loaded = self._memory.parse(files)
+        loaded = await asyncio.to_thread(self._memory.parse, files)
         proposal = await self._propose(loaded)
         return pipeline.report(proposal, loaded)
 
@@ -135,7 +137,8 @@ class Supervisor:
     async def begin_trial(self, files: tuple[SourceFile, ...], timeout_s: float) -> None:
         """Apply `files` now and undo it after `timeout_s`, unless `end_trial(keep=True)`."""
         async with self._pass_lock:
-            self._config.begin_trial(files, timeout_s, self._clock())
+            begin = self._config.begin_trial
+            await asyncio.to_thread(begin, files, timeout_s, self._clock())
             await self._pass()
         self._wake.set()
 
@@ -156,15 +159,15 @@ class Supervisor:
         changes = asyncio.create_task(self._follow_applier(), name="follow applier")
         try:
             async with self._pass_lock:
+                await self._ask_adopted()
                 await self._pass()
             await self._ready()
             self._notifier.ready()
-            while not self._stopping:
+            while not self._stop_asked.is_set():
                 await self._wait()
-                if self._stopping:
+                if self._stop_asked.is_set():
                     break
                 await self._turn()
-                self._notifier.watchdog()
         finally:
             self._notifier.stopping()
             changes.cancel()
@@ -207,6 +210,10 @@ class Supervisor:
     # -- one pass -------------------------------------------------------------------------------
 
     async def _pass(self) -> None:
+        await self._look_and_act()
+        self._notifier.watchdog()
+
+    async def _look_and_act(self) -> None:
         loaded = self._config.loaded
         try:
             proposal = await self._propose(loaded)
@@ -224,14 +231,16 @@ class Supervisor:
             proposal = await self._apply(loaded, proposal)
         self._proposal = proposal
         self._running = proposal.running
-        self._watch_health(proposal)
+        self._health.watch(self._watched(proposal.engines))
         self._door_error = await self._open_doors(loaded)
         self._publish(loaded, proposal)
 
     async def _propose(self, loaded: Loaded) -> Proposal:
         observation = await self._observer(loaded)
         engines = await self._applier.observe()
-        return pipeline.propose(
+        # Many layouts of a large model that does not fit are seconds of work.
+        return await asyncio.to_thread(
+            pipeline.propose,
             loaded.config,
             observation,
             engines,
@@ -248,16 +257,23 @@ class Supervisor:
         self._listen = loaded.config.gateway.listen
         desired = Desired(self._generation, proposal.specs, self._listen)
         try:
-            outcome = await asyncio.wait_for(self._applier.apply(desired), _APPLY_DEADLINE_S)
-            errors = outcome.errors
+            # Whoever stops us stops the hand too: its answer may never come.
+            outcome = await until_stopped(
+                self._applier.apply(desired), self._stop_asked, deadline_s=_APPLY_DEADLINE_S
+            )
+            errors = outcome.errors if outcome else ("stopped before it was applied",)
         except TimeoutError:
             errors = (f"applying took more than {_APPLY_DEADLINE_S:.0f} s",)
         except UserError as error:
             errors = (str(error),)
+        try:
+            proposal = pipeline.with_engines(proposal, await self._applier.observe())
+        except UserError as error:
+            errors = (*errors, f"cannot see what came of it: {error}")
         self._apply_errors = errors
         for line in errors:
             _log.error("apply", error=line)
-        return pipeline.with_engines(proposal, await self._applier.observe())
+        return proposal
 
     async def _open_doors(self, loaded: Loaded) -> str:
         try:
@@ -268,19 +284,22 @@ class Supervisor:
             return str(error)
         return ""
 
-    def _watch_health(self, proposal: Proposal) -> None:
-        self._health.watch(
-            {
-                Watched(status.unit, status.pid, self._paths.engine_socket(status.name))
-                for status in proposal.engines
-                if status.pid and status.state is EngineState.RUNNING
-            }
-        )
+    async def _ask_adopted(self) -> None:
+        """Engines that outlived us serve, and hold memory: to be known before the first plan."""
+        with contextlib.suppress(UserError):
+            await self._health.ask(self._watched(await self._applier.observe()))
+
+    def _watched(self, engines: tuple[EngineStatus, ...]) -> set[Watched]:
+        return {
+            Watched(status.unit, status.pid, self._paths.engine_socket(status.name))
+            for status in engines
+            if status.pid and status.state is EngineState.RUNNING
+        }
 
     def _troubles(self) -> tuple[str, ...]:
         config = self._config
-        standing = (config.fallback, config.rejected, self._blind, self._door_error)
-        return (*standing, *self._apply_errors)
+        doors = (self._door_error, self._table_error)
+        return (config.fallback, config.rejected, self._blind, *doors, *self._apply_errors)
 
     def _publish(self, loaded: Loaded, proposal: Proposal) -> None:
         trial = self._config.trial
@@ -294,11 +313,22 @@ class Supervisor:
         )
         table = pipeline.routes(loaded.config, proposal, status, self._paths, self._table)
         if table != self._table:
-            self._memory.write_routes(table)
-            self._table = table
+            self._write_routes(table)
         if self._status is None or status.sentence != self._status.sentence:
             _log.info(status.sentence)
             self._notifier.status(status.sentence)
         self._status = status
         if status.healthy and trial is None:
             self._memory.save_good(loaded.files, status.sentence)
+
+    def _write_routes(self, table: RoutingTable) -> None:
+        before, self._table_error = self._table_error, ""
+        try:
+            self._memory.write_routes(table)
+            self._table = table
+        except OSError as error:
+            # The gateway goes on with the table it has; the next pass tries again.
+            self._table_error = f"the routing table cannot be written: {error}"
+        if self._table_error != before:
+            _log.error(self._table_error or "the routing table can be written again")
+            self._wake.set()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from meshd.config.load import ConfigError, Loaded, SourceFile, parse_layers
 from meshd.engine.build import Binary, EngineBuild
@@ -17,12 +19,13 @@ from meshd.gateway.routes import ModelState, RoutingTable
 from meshd.generations import Generation
 from meshd.notify import Notifier
 from meshd.paths import under
-from meshd.pipeline import Observation
+from meshd.pipeline import Observation, with_residency
+from meshd.planner.plan import Decision, Strategy
 from meshd.planner.view import Candidate, Running
 from meshd.supervisor import Supervisor
 from meshd.units.diff import ActionKind, changes, diff
 from meshd.units.render import render_dropin
-from meshd.units.spec import Desired, EngineSpec, EngineState, EngineStatus, Outcome
+from meshd.units.spec import Desired, EngineKind, EngineSpec, EngineState, EngineStatus, Outcome
 from tests.unit.worlds import facts, hardware
 
 HELP = (Path(__file__).parent / "help/llama-server-0.7.0.txt").read_text("utf-8")
@@ -377,3 +380,111 @@ async def test_a_blind_pass_stops_nothing_and_heals(world: World) -> None:
         world.news.set()
         await until(lambda: supervisor.status().degraded == ())
         assert world.done == []
+
+
+async def test_what_cannot_be_seen_after_a_change_does_not_end_the_brain(world: World) -> None:
+    async with brain(world) as supervisor:
+        see = world.observe
+        before = len(world.done)
+
+        async def blind_after_a_change() -> tuple[EngineStatus, ...]:
+            if len(world.done) > before:
+                raise UserError("the connection was lost")
+            return await see()
+
+        world.observe = blind_after_a_change  # type: ignore[method-assign]
+        world.text = TWO
+        await supervisor.reload()
+        assert any("the connection was lost" in line for line in supervisor.status().degraded)
+        world.observe = see  # type: ignore[method-assign]
+        world.news.set()
+        await until(lambda: supervisor.status().degraded == ())
+        assert len(world.engines) == 2
+
+
+async def test_a_full_disk_does_not_end_the_brain(world: World) -> None:
+    write = world.write_routes
+
+    def full(_: RoutingTable) -> None:
+        raise OSError(28, "No space left on device")
+
+    world.write_routes = full  # type: ignore[method-assign]
+    async with brain(world) as supervisor:
+        world.news.set()
+        await until(lambda: any("No space left" in line for line in supervisor.status().degraded))
+        assert world.tables == []
+        world.write_routes = write  # type: ignore[method-assign]
+        world.news.set()
+        await until(lambda: supervisor.status().degraded == ())
+        assert [route.model for route in world.tables[-1].routes] == ["a"]
+
+
+async def test_a_stop_does_not_wait_for_the_hand(world: World) -> None:
+    begun = asyncio.Event()
+
+    async def no_answer(_: Desired) -> Outcome:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with brain(world) as supervisor:
+        world.apply = no_answer  # type: ignore[method-assign]
+        world.text = TWO
+        supervisor.ask_reload()
+        await asyncio.wait_for(begun.wait(), 10)
+        asked_s = time.monotonic()
+    assert time.monotonic() - asked_s < 5
+
+
+async def test_a_restarted_brain_goes_on_routing(world: World) -> None:
+    async def well(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    socket = under(world.root).engine_socket("a")
+    socket.parent.mkdir(parents=True)
+    app = web.Application()
+    app.router.add_get("/health", well)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        async with brain(world):
+            await until(lambda: world.tables[-1].routes[0].targets[0].ready)
+        world.tables.clear()
+        async with brain(world):
+            pass
+        assert [table.routes[0].targets[0].ready for table in world.tables] == [True]
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_pass_for_the_command_line_feeds_the_watchdog_too(world: World) -> None:
+    async with brain(world) as supervisor:
+        await until(lambda: "READY=1" in world.sent)
+        async with supervisor._pass_lock:
+            pass
+        before = world.sent.count("WATCHDOG=1")
+        await supervisor.reload()
+        assert world.sent.count("WATCHDOG=1") > before
+
+
+def test_what_no_longer_runs_is_not_held_to_its_old_plan() -> None:
+    def one(name: str) -> Running:
+        return Running(Decision(name, Strategy.SOLO_CPU), name, resident=True)
+
+    def engine(name: str, state: EngineState) -> EngineStatus:
+        return EngineStatus(EngineKind.LLAMA, name, state, "text", pid=7)
+
+    left = with_residency(
+        (one("gone"), one("stopped"), one("waits"), one("runs")),
+        (
+            engine("stopped", EngineState.STOPPED),
+            engine("waits", EngineState.BACKOFF),
+            engine("runs", EngineState.RUNNING),
+        ),
+        lambda unit, _: "runs" in unit,
+    )
+    assert [(running.decision.model, running.resident) for running in left] == [
+        ("waits", False),
+        ("runs", True),
+    ]
