@@ -7,6 +7,7 @@ no GPU. Needs an engine (`make engine`) and a file system that keeps holes (some
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ _LOAD_BYTES_MAX = 8 << 30
 
 def main(arguments: list[str]) -> int:
     """Return the exit status: 1 when the engine refused something, 2 when there is no engine."""
+    # So that the engines that were started end with this, however it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser(prog="memory_table", description=__doc__)
     parser.add_argument("--models", default="", help="comma-separated, default all")
     parser.add_argument("--no-loads", action="store_true", help="without llama-server's loads")
@@ -56,7 +59,7 @@ def main(arguments: list[str]) -> int:
         for shape in shapes:
             path = write(shape, Path(folder))
             try:
-                rows += _compare(engine, shape, path, endpoints)
+                rows += _compare(engine, shape, path, endpoints, failures)
                 if not chosen.no_loads:
                     rows += _compare_loads(engine, shape, Path(folder))
             except OracleError as error:
@@ -70,10 +73,16 @@ def main(arguments: list[str]) -> int:
     return 1 if failures else 0
 
 
-def _compare(engine: Place, shape: Shape, path: Path, endpoints: tuple[str, ...]) -> Iterator[Row]:
+def _compare(
+    engine: Place, shape: Shape, path: Path, endpoints: tuple[str, ...], failures: list[str]
+) -> Iterator[Row]:
     facts = read_facts(path)
     for case in cases(facts):
-        reported = fit_params(engine, path, case.settings, case.flags(endpoints))
+        try:
+            reported = fit_params(engine, path, case.settings, case.flags(endpoints))
+        except OracleError as error:
+            failures.append(f"{shape.name}: {case.name}, {described(case.settings)}: {error}")
+            continue
         estimated = estimate(facts, case.placement(facts), case.settings)
         for ours, theirs in zip(estimated, reported, strict=True):
             yield Row(shape.name, case.name, described(case.settings), ours, theirs)

@@ -74,7 +74,7 @@ def fit_params(
     )
     rows = re.findall(r"^(\S+) (\d+) (\d+) (\d+) *$", done.stdout, re.MULTILINE)
     if done.returncode or not rows:
-        raise OracleError((done.stderr.strip().splitlines() or ["no message"])[-1])
+        raise OracleError(_cause(done.stderr))
     return tuple(
         Reported(device, *(int(number) * MIB for number in numbers)) for device, *numbers in rows
     )
@@ -108,8 +108,15 @@ def loaded(engine: Place, model: Path, settings: ContextSettings) -> Reported:
                 return Reported("Host", int(sums["model"]), int(kv), int(sums["compute"]))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.1)
-                raise OracleError((said.strip().splitlines() or ["no message"])[-1])
+                raise OracleError(_cause(said))
     raise OracleError(f"not loaded after {_RUN_S:.0f} s")
+
+
+def _cause(log: str) -> str:
+    """Of an engine's log, the line that says why; an abort adds a debugger's words after it."""
+    lines = log.strip().splitlines() or ["no message"]
+    telling = [line for line in lines if re.search(r" E |what\(\)|error|abort", line)]
+    return (telling or lines)[-1].strip()
 
 
 @contextlib.contextmanager
