@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
@@ -21,6 +22,8 @@ from meshd.units.allow import Policy, Seen
 from meshd.units.spec import EngineSpec
 
 REMEMBERED = Path("/var/lib/mesh-apply/allowed.json")
+# What root tries with `meshd try` counts as root's configuration for as long as it lies here.
+TRIAL = Path("/run/mesh-apply/trial.yaml")
 
 _SYSTEM_PROGRAM_DIRS = ("/usr/bin", "/usr/local/bin", "/usr/libexec/*/llama/bin")
 _PART = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.gguf$")
@@ -34,7 +37,7 @@ class _Allowed:
 
 
 def load_policy(
-    paths: Paths, *, remembered: Path = REMEMBERED, root: int = 0
+    paths: Paths, *, remembered: Path = REMEMBERED, trial: Path = TRIAL, root: int = 0
 ) -> tuple[Policy, tuple[str, ...]]:
     """What the configuration allows, and warnings.
 
@@ -42,6 +45,7 @@ def load_policy(
     counts too.
 
     :param remembered: where the last good policy is kept.
+    :param trial: root's candidate; what it allows is allowed too.
     :param root: the user id whose files are trusted.
     """
     warnings: tuple[str, ...] = ()
@@ -51,8 +55,17 @@ def load_policy(
     except UserError as error:
         allowed = _recall(remembered, root) or _from_config(Config())
         warnings = (f"what was allowed last still counts, the configuration is bad: {error}",)
+    tried = _tried(replace(paths, config=trial), root)
     programs = (*_SYSTEM_PROGRAM_DIRS, *_engine_dirs(paths))
-    return Policy(paths, programs, allowed.model_dirs, allowed.sources), warnings
+    model_dirs = (*allowed.model_dirs, *tried.model_dirs)
+    return Policy(paths, programs, model_dirs, (*allowed.sources, *tried.sources)), warnings
+
+
+def _tried(paths: Paths, root: int) -> _Allowed:
+    if paths.config.exists():
+        with contextlib.suppress(UserError):
+            return _from_config(_config(paths, root))
+    return _Allowed((), ())
 
 
 def look(spec: EngineSpec, paths: Paths, *, root: int = 0) -> dict[str, Seen]:

@@ -203,7 +203,9 @@ def configure(tmp_path: Path, text: str) -> Path:
 
 def check(tmp_path: Path, spec: EngineSpec) -> tuple[str, ...]:
     paths, uid = under(tmp_path), tmp_path.stat().st_uid
-    policy, _ = load_policy(paths, remembered=tmp_path / "allowed.json", root=uid)
+    policy, _ = load_policy(
+        paths, remembered=tmp_path / "allowed.json", trial=tmp_path / "trial.yaml", root=uid
+    )
     return refusals(spec, policy, look(spec, paths, root=uid))
 
 
@@ -278,6 +280,18 @@ def test_while_the_configuration_is_bad_the_last_good_one_counts(
     uid = tmp_path.stat().st_uid
     _, warnings = load_policy(under(tmp_path), remembered=tmp_path / "allowed.json", root=uid)
     assert "configuration is bad" in warnings[0]
+
+
+def test_what_root_tries_passes_while_it_is_tried(tmp_path: Path, spec: EngineSpec) -> None:
+    configure(tmp_path, "")
+    trial = tmp_path / "trial.yaml"
+    trial.write_text(f"models: [{{name: tiny, source: {tmp_path}/models/tiny.gguf}}]\n")
+    trial.chmod(0o644)
+    assert check(tmp_path, spec) == ()
+    trial.chmod(0o666)
+    assert "/etc/mesh allows" in check(tmp_path, spec)[0], "not what anybody could have written"
+    trial.unlink()
+    assert "/etc/mesh allows" in check(tmp_path, spec)[0]
 
 
 def test_the_folders_above_an_engine_root_need_not_be_roots(
