@@ -55,6 +55,7 @@ async def _roll_back(paths: Paths, generations: list[Generation], number: int | 
     if chosen is None:
         wanted = "no other good generation is kept" if number is None else f"no generation {number}"
         raise UserError(f"rollback: {wanted}", hint="meshd rollback --list")
+    _only_ours(paths, chosen)
     parse_layers(chosen.files)
     _restore(paths, chosen.files)
     print(f"generation {chosen.number} is back in {paths.config.parent}")
@@ -75,6 +76,26 @@ def _on_disk(paths: Paths) -> tuple[SourceFile, ...]:
         return read_files(paths)
     except ConfigError:
         return ()
+
+
+def _only_ours(paths: Paths, generation: Generation) -> None:
+    """The brain keeps the generations, root writes them back: nowhere but where they belong.
+
+    :raises UserError: a file lies elsewhere.
+    """
+    folders = {
+        folder
+        for folder in (paths.config_dropins, paths.transient_config)
+        if not folder.is_symlink()
+    }
+    for file in generation.files:
+        path = Path(file.path)
+        if path != paths.config and (path.parent not in folders or path.suffix != ".yaml"):
+            raise UserError(
+                f"generation {generation.number} holds {file.path!r}, which is no file of a "
+                "configuration here",
+                hint="meshd rollback --to another generation",
+            )
 
 
 def _restore(paths: Paths, files: tuple[SourceFile, ...]) -> None:
