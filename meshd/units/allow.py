@@ -65,10 +65,21 @@ class Policy:
     sources: tuple[str, ...] = ()
 
 
+def named(spec: EngineSpec) -> frozenset[str]:
+    """The paths that decide what the engine runs and reads: its program, libraries and files."""
+    return frozenset((*spec.argv[:1], *spec.reads, *_library_folders(spec)))
+
+
+def _library_folders(spec: EngineSpec) -> Iterator[str]:
+    for name, value in spec.environment:
+        if name in flags.ENVIRONMENT_FOLDERS:
+            yield from value.split(":")
+
+
 def refusals(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> tuple[str, ...]:
     """Why this engine may not be started; empty when it may.
 
-    :param seen: for argv[0] and every path in `spec.reads`.
+    :param seen: for every path in `named`.
     """
     if not _NAME.fullmatch(spec.name):
         # Nothing else is worth saying of a spec whose unit cannot even be named.
@@ -80,7 +91,7 @@ def refusals(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> tupl
             *_program(spec, policy, seen),
             *_arguments(spec, policy),
             *_files(spec, policy, seen),
-            *_environment(spec, policy),
+            *_environment(spec, policy, seen),
         )
     )
 
@@ -191,13 +202,19 @@ def _may_read(real: str, policy: Policy) -> bool:
     )
 
 
-def _environment(spec: EngineSpec, policy: Policy) -> Iterator[str]:
+def _environment(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> Iterator[str]:
+    for folder in _library_folders(spec):
+        found = seen.get(folder, Seen(folder))
+        if any(
+            _winding(path) or not _in_program_dirs(path, policy) for path in (folder, found.real)
+        ):
+            yield f"{folder[:200]!r} is not a folder of the engine to take libraries from"
+        elif not found.roots_own:
+            yield f"{folder}: its libraries could be replaced by others than root"
     for name, value in spec.environment:
         if name in flags.ENVIRONMENT_FOLDERS:
-            for folder in value.split(":"):
-                if _winding(folder) or not _in_program_dirs(folder, policy):
-                    yield f"{name}: {folder} is not a folder of the engine"
-        elif name not in flags.ENVIRONMENT:
+            continue
+        if name not in flags.ENVIRONMENT:
             yield f"{name[:80]!r} is not a variable that the hand knows"
         elif not _WORD.fullmatch(value):
             yield f"{name}={value[:200]!r} is not allowed"

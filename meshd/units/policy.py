@@ -18,7 +18,7 @@ from meshd.config.settings import Config
 from meshd.errors import UserError
 from meshd.files import write_atomically
 from meshd.paths import Paths, shipped
-from meshd.units.allow import Policy, Seen
+from meshd.units.allow import Policy, Seen, named
 from meshd.units.spec import EngineSpec
 
 REMEMBERED = Path("/var/lib/mesh-apply/allowed.json")
@@ -71,7 +71,7 @@ def _tried(paths: Paths, root: int) -> _Allowed:
 def look(spec: EngineSpec, paths: Paths, *, root: int = 0) -> dict[str, Seen]:
     """What lies at the paths that a spec names."""
     engine = os.path.realpath(paths.state / "engine")
-    return {path: _seen(path, engine, root) for path in {*spec.argv[:1], *spec.reads}}
+    return {path: _seen(path, engine, root) for path in named(spec)}
 
 
 def _engine_dirs(paths: Paths) -> Iterator[str]:

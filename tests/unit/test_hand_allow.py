@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from meshd.paths import SYSTEM, under
 from meshd.units import flags
-from meshd.units.allow import Policy, Seen, refusals
+from meshd.units.allow import Policy, Seen, named, refusals
 from meshd.units.policy import load_policy, look
 from meshd.units.spec import EngineKind, EngineSpec
 
@@ -39,8 +39,7 @@ RPC = EngineSpec(EngineKind.RPC, "gpu0", "", (_RPC, "--host", "127.0.0.1", "--po
 
 def seen(spec: EngineSpec, **other: Seen) -> dict[str, Seen]:
     """All that a spec names is there, and as it should be."""
-    paths = {*spec.argv[:1], *spec.reads}
-    return {path: Seen(path, regular=True, roots_own=True) for path in paths} | other
+    return {path: Seen(path, regular=True, roots_own=True) for path in named(spec)} | other
 
 
 def why(spec: EngineSpec, **other: Seen) -> str:
@@ -116,8 +115,8 @@ def test_what_meshd_really_asks_for_passes(spec: EngineSpec) -> None:
         (replace(LLAMA, reads=(_MODEL, "relative")), "not a path"),
         (replace(LLAMA, reads=(_MODEL, "/var/lib/mesh/models")), "/etc/mesh allows"),
         (replace(LLAMA, environment=(("LD_PRELOAD", "/tmp/x.so"),)), "LD_PRELOAD"),
-        (replace(LLAMA, environment=(("LD_LIBRARY_PATH", "/tmp"),)), "LD_LIBRARY_PATH"),
-        (replace(LLAMA, environment=(("LD_LIBRARY_PATH", "/usr/bin:"),)), "LD_LIBRARY_PATH"),
+        (replace(LLAMA, environment=(("LD_LIBRARY_PATH", "/tmp"),)), "libraries"),
+        (replace(LLAMA, environment=(("LD_LIBRARY_PATH", "/usr/bin:"),)), "libraries"),
         (replace(LLAMA, environment=(("LLAMA_ARG_HOST", "0.0.0.0"),)), "LLAMA_ARG_HOST"),
         (replace(LLAMA, environment=(("CUDA_VISIBLE_DEVICES", "a b"),)), "not allowed"),
         (replace(LLAMA, model="a\nb"), "control characters"),
@@ -301,3 +300,22 @@ def test_the_folders_above_an_engine_root_need_not_be_roots(
     configure(tmp_path, f"node:\n  model_dirs: [{tmp_path}/models]\n")
     os.chmod(under(tmp_path).state, 0o777)  # noqa: PTH101
     assert check(tmp_path, spec) == ()
+
+
+def test_libraries_that_others_could_replace_are_not_loaded() -> None:
+    # The engine's root lies in a folder of the brain's, which can put another in its place.
+    folder = "/var/lib/mesh/engine/lib"
+    spec = replace(LLAMA, environment=(("LD_LIBRARY_PATH", folder),))
+    assert "replaced by others" in why(spec, **{folder: Seen(folder)})
+    linked = {folder: Seen("/tmp/evil", roots_own=True)}
+    assert "not a folder of the engine" in why(spec, **linked)
+
+
+def test_library_folders_are_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "state/engine/lib"
+    folder.mkdir(parents=True)
+    spec = replace(LLAMA, environment=(("LD_LIBRARY_PATH", str(folder)),))
+    mine = os.getuid()
+    assert look(spec, under(tmp_path), root=mine)[str(folder)].roots_own
+    folder.chmod(0o777)
+    assert not look(spec, under(tmp_path), root=mine)[str(folder)].roots_own
