@@ -6,7 +6,7 @@ environment with its dependencies (a minute, when pyproject.toml changes), `mesh
 itself (seconds, at every change). A node mounts them with overlayfs, topmost first, read-only.
 
 Needs root on a Debian with apt; installs mmdebstrap and systemd-container when they are not there.
-Mirror and pip settings are the host's own.
+Mirror and pip settings are the host's own. Exit status 77: this machine cannot, and it said why.
 """
 
 from __future__ import annotations
@@ -41,8 +41,15 @@ LAYER_MIN_AGE_S = 2 * 3600.0
 UNIT_SUFFIXES = (".service", ".socket", ".path", ".target", ".slice", ".timer", ".mount")
 
 
+SKIP_STATUS = 77
+
+
 class CannotBuildError(Exception):
-    """Why this machine cannot make a lab root, in one line."""
+    """Why the lab root was not made. The fault is the working copy's, or the network's."""
+
+
+class WrongMachineError(CannotBuildError):
+    """Why no Debian root can be made on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +77,19 @@ def obstacle() -> str | None:
 def ensure(cache: Path = REPOSITORY / ".cache/lab") -> Layers:
     """The three layers, built where they are missing.
 
-    :raises CannotBuildError: not root, no apt, or a step failed (its output's end is in the text).
+    :raises WrongMachineError: not root, no apt, or no Debian archive within reach.
+    :raises CannotBuildError: another step failed; its output's end is in the text.
     """
     reason = obstacle()
     if reason:
-        raise CannotBuildError(f"the lab root {reason}")
+        raise WrongMachineError(f"the lab root {reason}")
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "lock"):
-        install_tools()
-        base = base_layer(cache)
+        try:
+            install_tools()
+            base = base_layer(cache)
+        except CannotBuildError as error:
+            raise WrongMachineError(str(error)) from error
         deps = deps_layer(cache, base)
         meshd = meshd_layer(cache, base, deps)
         for kind, kept in (("base", base), ("deps", deps), ("meshd", meshd)):
@@ -363,7 +374,7 @@ def main() -> int:
         layers = ensure(arguments.cache.resolve())
     except CannotBuildError as error:
         say(str(error))
-        return 1
+        return SKIP_STATUS if isinstance(error, WrongMachineError) else 1
     sys.stdout.write(json.dumps({"lowerdir": layers.lowerdir}) + "\n")
     return 0
 

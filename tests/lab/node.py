@@ -37,7 +37,8 @@ exec systemd-nspawn "$@"
 # Inside: join a cgroup of the container's before running anything, or the command would seem to
 # live outside of the container's cgroup tree.
 ENTER = """
-mkdir -p /sys/fs/cgroup/lab && echo $$ >/sys/fs/cgroup/lab/cgroup.procs
+[ -d /sys/fs/cgroup/lab ] || mkdir -p /sys/fs/cgroup/lab
+echo $$ >/sys/fs/cgroup/lab/cgroup.procs
 user=$1
 shift
 [ -z "$user" ] || set -- setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups \
@@ -63,7 +64,7 @@ class Reply:
 
 
 def wait(
-    condition: Callable[[], T], timeout_s: float, what: str = "", *, every_s: float = 0.1
+    condition: Callable[[], T], timeout_s: float, what: str = "", *, every_s: float = 0.2
 ) -> T:
     """The first true value of a condition.
 
@@ -235,7 +236,7 @@ class Node:
         timeout_s: float,
         what: str = "",
         *,
-        every_s: float = 0.1,
+        every_s: float = 0.2,
     ) -> T:
         return wait(condition, timeout_s, what, every_s=every_s)
 
