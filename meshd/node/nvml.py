@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pynvml
@@ -48,12 +49,14 @@ class NvmlReader:
         self._open = False
         self._lock = threading.Lock()
         self._pending: threading.Thread | None = None
+        self._last = Answers()
 
     def read(self, timeout_s: float = 5.0) -> Answers | None:
         """The answers, None where there is no NVML on this machine.
 
         Never raises and never takes longer than ``timeout_s``; while an earlier call still hangs,
-        no second one is made.
+        no second one is made. Meanwhile the devices of the last answer stand: a driver that is
+        busy for a while must not drive engines from their GPUs.
         """
         box: list[Answers | None] = []
 
@@ -62,14 +65,20 @@ class NvmlReader:
 
         with self._lock:
             if self._pending is not None and self._pending.is_alive():
-                return Answers(failure="NVML still does not answer an earlier question: see dmesg")
+                return self._late("NVML still does not answer an earlier question: see dmesg")
             thread = threading.Thread(target=work, name="nvml", daemon=True)
             self._pending = thread
             thread.start()
         thread.join(timeout_s)
         if thread.is_alive():
-            return Answers(failure=f"NVML did not answer within {timeout_s:g} s: see dmesg")
-        return box[0] if box else Answers(failure="NVML failed in a way that it does not explain")
+            return self._late(f"NVML did not answer within {timeout_s:g} s: see dmesg")
+        if not box:
+            return Answers(failure="NVML failed in a way that it does not explain")
+        self._last = box[0] or Answers()
+        return box[0]
+
+    def _late(self, failure: str) -> Answers:
+        return replace(self._last, failure=failure)
 
     def close(self) -> None:
         if self._open:

@@ -13,7 +13,8 @@ import pynvml
 import pytest
 
 from meshd.errors import UserError
-from meshd.node.inventory import Hardware, Vendor
+from meshd.node.inventory import Hardware, Ram, Vendor
+from meshd.node.nvidia import interpret
 from meshd.node.nvml import NvmlReader
 from meshd.node.observe import observe, observe_hardware
 from meshd.node.selection import select_gpus
@@ -370,6 +371,32 @@ def test_a_driver_that_hangs_is_not_waited_for() -> None:
     third = reader.read()
     assert third is not None
     assert len(third.devices) == 2
+
+
+def test_a_driver_that_is_busy_keeps_its_gpus() -> None:
+    release = threading.Event()
+    release.set()
+
+    class Busy(ReplayNvml):
+        def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+            release.wait(30)
+            return super().nvmlDeviceGetCount()
+
+    reader = NvmlReader(Busy(load("two-rtx-3090")["nvml"]))
+    before = reader.read()
+    release.clear()
+    try:
+        late, later = reader.read(timeout_s=0.05), reader.read(timeout_s=0.05)
+    finally:
+        release.set()
+    assert before is not None
+    assert late is not None
+    assert later is not None
+    assert late.devices == later.devices == before.devices
+    ram = Ram(1, 1)
+    gpus, problems = interpret(late, ram)
+    assert gpus == interpret(before, ram)[0]
+    assert "did not answer" in problems[0]
 
 
 async def test_this_very_machine_can_be_observed() -> None:
