@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 
 MODELS = ("tiny", "tiny-moe", "tiny-draft")
 PORT = 19934
+THREADS = "1"  # with more, a busy machine spends its time at barriers
 QUESTIONS = (
     "What does the ls command do?", "What does the chmod command do?",
     "What does the grep command do?", "What does os.path.join do?", "What is the json module?",
@@ -48,7 +49,7 @@ def parts(models: Path) -> dict[str, bytes]:
 
 def perplexity(engine: Path, model: Path, text: Path) -> float:
     """llama-perplexity's final estimate, context 512."""
-    command = [engine / "llama-perplexity", "-m", model, "-f", text, "-c", "512", "-t", "2"]
+    command = [engine / "llama-perplexity", "-m", model, "-f", text, "-c", "512", "-t", THREADS]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr)
     if not found:
@@ -60,7 +61,7 @@ def expert_counts(engine: Path, model: Path, text: Path, scratch: Path) -> np.nd
     """Choices per layer and expert on a text, [layers, experts], from llama-imatrix."""
     out = scratch / "imatrix.gguf"
     subprocess.run([engine / "llama-imatrix", "-m", model, "-f", text, "-o", out, "-c", "512",
-                    "-t", "2", "--no-ppl"], capture_output=True, check=True)
+                    "-t", THREADS, "--no-ppl"], capture_output=True, check=True)
     found = {t.name: np.array(t.data).reshape(-1) for t in gguf.GGUFReader(out).tensors
              if t.name.endswith("ffn_down_exps.weight.counts")}
     return np.stack([found[n] for n in sorted(found, key=lambda n: int(n.split(".")[1]))])
@@ -85,7 +86,7 @@ class Server:
     """A llama-server for the time of a with-block."""
 
     def __init__(self, engine: Path, model: Path, *more: str) -> None:
-        self.command = [str(engine / "llama-server"), "-m", str(model), "-c", "1024", "-t", "2",
+        self.command = [str(engine / "llama-server"), "-m", str(model), "-c", "1024", "-t", THREADS,
                         "--host", "127.0.0.1", "--port", str(PORT), "--parallel", "1", *more]
 
     def __enter__(self) -> Server:
@@ -130,7 +131,7 @@ def acceptance(engine: Path, models: Path, texts: dict[str, bytes]) -> dict[str,
     result: dict[str, Any] = {}
     with Server(engine, models / "tiny.gguf", "--spec-type", "draft-simple",
                 "--spec-draft-model", str(models / "tiny-draft.gguf"), "--spec-draft-n-max", "3",
-                "--spec-draft-p-min", "0") as server:
+                "--spec-draft-p-min", "0", "--spec-draft-threads", THREADS) as server:
         for domain in ("english", "man", "python", "chat"):
             drafted = accepted = predicted = 0
             for i in range(8):

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from data import Mix
 from model import SHAPES, Decoder
+from ngram import Trigram
 from optim import optimizers
 from torch import Tensor
 
@@ -38,12 +40,14 @@ class Phase:
     rows: int
     length: int
     mix: dict[str, float]
+    guided: float = 0.0  # share of the trigram model, or of --teacher, in the target
 
 
 PHASES = {
-    "tiny": (Phase(0.72, 3, 8, 512, BASE), Phase(1.0, 6, 4, 1024, WITH_CHAT)),
-    "tiny-moe": (Phase(0.8, 6, 8, 512, BASE), Phase(1.0, 6, 4, 1024, WITH_CHAT)),
-    "tiny-draft": (Phase(1.0, 3, 4, 1024, WITH_CHAT),),
+    "tiny": (Phase(0.62, 3, 8, 512, BASE, 0.6), Phase(1.0, 6, 4, 1024, WITH_CHAT)),
+    "tiny-moe": (Phase(0.6, 6, 8, 512, BASE, 0.6), Phase(1.0, 6, 4, 1024, WITH_CHAT, 0.5)),
+    "tiny-draft": (Phase(0.7, 3, 4, 1024, WITH_CHAT, 0.6),
+                   Phase(1.0, 3, 4, 1024, WITH_CHAT, 0.8)),
 }
 # Batches of 4096 tokens are small: rates usual for half a million (0.02, 0.004) are too noisy.
 MUON_LR = {"tiny": 0.008, "tiny-moe": 0.008, "tiny-draft": 0.01}
@@ -62,7 +66,6 @@ class Run:
         self.phase_index, self.step, self.tokens, self.spent = 0, 0, 0, 0.0
         torch.manual_seed(args.seed)
         self.model = Decoder(SHAPES[self.name], self.phases[0].layers)
-        self.teacher = self.load_teacher() if args.teacher else None
         saved = self.folder / "checkpoint.pt"
         state: dict[str, Any] = torch.load(saved, weights_only=False) if saved.exists() else {}
         if state:
@@ -96,7 +99,7 @@ class Run:
         return self.spent / (60 * self.args.minutes)
 
     def load_teacher(self) -> Decoder:
-        """The model whose logits the draft learns."""
+        """Load the model whose distribution the draft learns in its last phase."""
         name = self.args.teacher
         state = torch.load(self.args.work / "runs" / name / "checkpoint.pt", weights_only=False)
         teacher = Decoder(SHAPES[name], PHASES[name][state["phase"]].layers)
@@ -110,6 +113,14 @@ class Run:
         mix = {n: w for n, w in self.phase.mix.items()
                if (self.args.work / "tokens" / f"train-{n}.npy").exists()}
         self.mix = Mix(self.args.work / "tokens", mix, self.args.seed + 1000 * self.step)
+        self.teacher, self.trigram = None, None
+        last = self.phase_index == len(self.phases) - 1
+        if self.phase.guided and self.args.teacher and last:
+            self.teacher = self.load_teacher()
+        elif self.phase.guided:
+            streams = self.mix.streams.values()
+            self.trigram = Trigram(np.concatenate([s.tokens for s in streams]),
+                                   self.model.shape.vocabulary)
         torch._dynamo.reset()
         self.loss = self.plain_loss
         if self.args.compile and self.model.shape.moe:
@@ -118,12 +129,12 @@ class Run:
             self.loss = torch.compile(self.plain_loss)
 
     def plain_loss(self, tokens: Tensor, targets: Tensor, guide: Tensor | None) -> Tensor:
-        """Cross-entropy (with a teacher: its distribution mixed with the text's)."""
+        """Cross-entropy; a guide's distribution is mixed with the text's."""
         logits = self.model(tokens).flatten(0, 1)
         loss = F.cross_entropy(logits, targets.flatten())
         if guide is not None:
             soft = F.cross_entropy(logits, guide.flatten(0, 1))
-            loss = 0.2 * loss + 0.8 * soft
+            loss = (1.0 - self.phase.guided) * loss + self.phase.guided * soft
         return loss
 
     def set_rates(self) -> float:
@@ -150,6 +161,8 @@ class Run:
         if self.teacher is not None:
             with torch.no_grad():
                 guide = self.teacher(tokens).softmax(-1)
+        elif self.trigram is not None:
+            guide = self.trigram(tokens)
         loss: Tensor = self.loss(tokens, targets, guide)
         (loss + self.model.penalty()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
