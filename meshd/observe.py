@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import structlog
+
 from meshd.config.load import Loaded
 from meshd.config.settings import Config, ModelSettings
 from meshd.engine.build import EngineBuild
@@ -18,6 +20,8 @@ from meshd.node.observe import observe as observe_hardware
 from meshd.paths import Paths
 from meshd.pipeline import Observation
 from meshd.planner.view import Candidate
+
+_log = structlog.get_logger(__name__)
 
 _ENGINE_GROUP = "/mesh.slice/mesh-engine.slice"
 
@@ -33,6 +37,7 @@ class NodeObserver:
         self._facts = FactsCache(paths.state / "facts.json")
         # A preview looks while a pass does, and the cache is for one thread at a time.
         self._reading = asyncio.Lock()
+        self._build: EngineBuild | None = None
 
     async def __call__(self, loaded: Loaded) -> Observation:
         hardware = await observe_hardware(engine_group=self._engine_group)
@@ -43,9 +48,13 @@ class NodeObserver:
 
     def _engine(self) -> tuple[EngineBuild | None, str]:
         try:
-            return describe(require(self._paths)), ""
+            self._build = describe(require(self._paths))
         except UserError as error:
-            return None, str(error)
+            if self._build is None:
+                return None, str(error)
+            # While its packages are upgraded it cannot be asked; what runs of it goes on.
+            _log.warning("the engine cannot be asked, going by what it said last", error=str(error))
+        return self._build, ""
 
     def _candidates(self, config: Config) -> tuple[Candidate, ...]:
         folders = tuple(Path(folder) for folder in config.node.model_dirs)

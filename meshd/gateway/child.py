@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import structlog
 
+from meshd.errors import UserError
 from meshd.paths import Paths
 
 _log = structlog.get_logger(__name__)
 
 _RESTART_DELAYS_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _STOP_DEADLINE_S = 25.0
+_SETTLED_S = 5.0
 
 
 class GatewayChild:
@@ -24,17 +26,28 @@ class GatewayChild:
         self._paths = paths
         self._listen: tuple[str, ...] = ()
         self._task: asyncio.Task[None] | None = None
+        self._ended = ""
 
     async def listen(self, addresses: Sequence[str]) -> None:
-        if tuple(addresses) == self._listen and self._task and not self._task.done():
-            return
-        await self.close()
-        self._listen = tuple(addresses)
-        if self._listen:
-            self._task = asyncio.create_task(self._keep(), name="gateway child")
+        """Start it there, or see that it still runs.
+
+        :raises UserError: it ended by itself, as it does where it cannot listen.
+        """
+        if tuple(addresses) != self._listen or not self._task or self._task.done():
+            await self.close()
+            self._listen = tuple(addresses)
+            if self._listen:
+                self._task = asyncio.create_task(self._keep(), name="gateway child")
+        if self._ended:
+            where = ", ".join(self._listen)
+            raise UserError(
+                f"the gateway does not stay up on {where}: {self._ended}",
+                hint="the log above says why; `ss -ltnp` shows who has its ports",
+            )
 
     async def close(self) -> None:
         task, self._task = self._task, None
+        self._ended = ""
         if task:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -43,16 +56,32 @@ class GatewayChild:
     async def _keep(self) -> None:
         starts = 0
         while True:
-            process = await self._start()
             try:
-                code = await process.wait()
-            except asyncio.CancelledError:
-                await _stop(process)
-                raise
+                process = await self._start()
+            except OSError as error:
+                self._ended, code = f"it cannot be started: {error}", None
+            else:
+                try:
+                    if await self._lives(process):
+                        starts = 0
+                    code = await process.wait()
+                except asyncio.CancelledError:
+                    await _stop(process)
+                    raise
+                self._ended = f"it ended with {code}"
             delay_s = _RESTART_DELAYS_S[min(starts, len(_RESTART_DELAYS_S) - 1)]
             _log.error("the gateway ended, starting it again", exit_code=code, delay_s=delay_s)
             starts += 1
             await asyncio.sleep(delay_s)
+
+    async def _lives(self, process: asyncio.subprocess.Process) -> bool:
+        """Whether it is still there when one that cannot listen would long have ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLED_S):
+                await process.wait()
+        if process.returncode is None:
+            self._ended = ""
+        return process.returncode is None
 
     async def _start(self) -> asyncio.subprocess.Process:
         arguments = [sys.executable, "-m", "meshd.cli.main", "gateway"]
