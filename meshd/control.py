@@ -220,6 +220,11 @@ class ControlClient:
             raise UserError(
                 f"meshd did not answer in {self._timeout.total:.0f} s", hint="journalctl -u meshd"
             ) from error
+        except msgspec.MsgspecError as error:
+            raise UserError(
+                f"meshd and this command are of different versions: {error}",
+                hint="systemctl restart meshd",
+            ) from error
         except aiohttp.ClientError as error:
             raise UserError(f"meshd hung up: {error}", hint="journalctl -u meshd") from error
 

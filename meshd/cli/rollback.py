@@ -20,7 +20,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verbs.add_parser("rollback", help="go back to the last good configuration")
     parser.add_argument("--to", type=int, metavar="N", help="a certain generation")
     parser.add_argument("--list", action="store_true", help="list the generations that are kept")
-    parser.add_argument("--json", action="store_true", help="with --list: as JSON")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.set_defaults(run=run)
 
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         _list(generations, as_json=arguments.json)
         return 0
-    return asyncio.run(_roll_back(paths, generations, arguments.to))
+    return asyncio.run(_roll_back(paths, generations, arguments.to, as_json=arguments.json))
 
 
 def _list(generations: list[Generation], *, as_json: bool) -> None:
@@ -46,7 +46,10 @@ def _list(generations: list[Generation], *, as_json: bool) -> None:
         print(f"{generation.number:>6}  {saved}  {generation.summary}")
 
 
-async def _roll_back(paths: Paths, generations: list[Generation], number: int | None) -> int:
+async def _roll_back(
+    paths: Paths, generations: list[Generation], number: int | None, *, as_json: bool
+) -> int:
+    from meshd.cli.answer import print_json
     from meshd.config.load import parse_layers
     from meshd.control import ControlClient, NotRunningError
     from meshd.generations import previous
@@ -58,13 +61,14 @@ async def _roll_back(paths: Paths, generations: list[Generation], number: int | 
     _only_ours(paths, chosen)
     parse_layers(chosen.files)
     _restore(paths, chosen.files)
-    print(f"generation {chosen.number} is back in {paths.config.parent}")
     try:
-        status = await ControlClient(paths.control_socket).reload()
+        words = (await ControlClient(paths.control_socket).reload()).sentence
     except NotRunningError:
-        print("meshd does not run; it will start with it")
-        return 0
-    print(status.sentence)
+        words = "meshd does not run; it will start with it"
+    if as_json:
+        print_json({"generation": chosen.number, "sentence": words})
+    else:
+        print(f"generation {chosen.number} is back in {paths.config.parent}\n{words}")
     return 0
 
 

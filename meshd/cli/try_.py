@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from meshd.errors import UserError
 from meshd.paths import Paths
@@ -32,26 +32,39 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="default: 120")
     parser.add_argument("--keep", action="store_true", help="keep what is on trial")
     parser.add_argument("--revert", action="store_true", help="undo what is on trial, now")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from meshd.cli.answer import print_json
+
     paths: Paths = arguments.paths
     if arguments.keep or arguments.revert:
         asyncio.run(_end(paths, keep=arguments.keep))
+        if arguments.json:
+            print_json({"kept": arguments.keep})
         return 0
     if arguments.file is None:
         raise UserError("try: which file?", hint="meshd try FILE, or meshd try --keep")
-    return asyncio.run(_try(paths, arguments.file, arguments.timeout))
+    kept = asyncio.run(
+        _try(paths, arguments.file, arguments.timeout, sys.stderr if arguments.json else sys.stdout)
+    )
+    if arguments.json:
+        print_json({"kept": kept})
+    else:
+        print("kept" if kept else "reverted")
+    return 0 if kept else _REVERTED
 
 
-async def _try(paths: Paths, candidate: Path, timeout_s: float) -> int:
+async def _try(paths: Paths, candidate: Path, timeout_s: float, progress: TextIO) -> bool:
     from meshd.control import ControlClient
 
     client = ControlClient(paths.control_socket)
     files = _with_candidate(paths, candidate)
     with _vouched(files[0].text):
-        return await _trial(paths, client, files, timeout_s)
+        await _begin(client, files, timeout_s, progress)
+        return await _outcome(paths, client, files)
 
 
 @contextlib.contextmanager
@@ -70,20 +83,17 @@ def _vouched(text: str) -> Iterator[None]:
         TRIAL.unlink(missing_ok=True)
 
 
-async def _trial(
-    paths: Paths, client: ControlClient, files: tuple[SourceFile, ...], timeout_s: float
-) -> int:
+async def _begin(
+    client: ControlClient, files: tuple[SourceFile, ...], timeout_s: float, progress: TextIO
+) -> None:
     status = await client.begin_trial(files, timeout_s)
-    print(status.sentence)
-    if sys.stdin.isatty():
-        print(f"Press Enter within {timeout_s:.0f} s to keep this; else it is undone.")
-    else:
-        print(f"`meshd try --keep` within {timeout_s:.0f} s keeps this; else it is undone.")
-    sys.stdout.flush()
-    return await _outcome(paths, client, files)
+    how = "Press Enter" if sys.stdin.isatty() else "`meshd try --keep`"
+    print(status.sentence, file=progress)
+    print(f"{how} within {timeout_s:.0f} s keeps this; else it is undone.", file=progress)
+    progress.flush()
 
 
-async def _outcome(paths: Paths, client: ControlClient, files: tuple[SourceFile, ...]) -> int:
+async def _outcome(paths: Paths, client: ControlClient, files: tuple[SourceFile, ...]) -> bool:
     """Wait until the trial ends: kept here by Enter, kept elsewhere, or run out."""
     loop = asyncio.get_running_loop()
     entered = asyncio.Event()
@@ -93,16 +103,24 @@ async def _outcome(paths: Paths, client: ControlClient, files: tuple[SourceFile,
     try:
         while (await client.status()).trial_ends_s is not None:
             if entered.is_set():
-                sys.stdin.readline()
-                await _end(paths, keep=True)
-                break
+                entered.clear()
+                if _pressed_enter():
+                    await _end(paths, keep=True)
+                    break
+                loop.remove_reader(sys.stdin.fileno())
             await asyncio.sleep(_POLL_S)
     finally:
         if interactive:
             loop.remove_reader(sys.stdin.fileno())
-    kept = paths.config.read_text("utf-8") == files[0].text
-    print("kept" if kept else "reverted")
-    return 0 if kept else _REVERTED
+    return paths.config.read_text("utf-8") == files[0].text
+
+
+def _pressed_enter() -> bool:
+    """False when the terminal ended instead: a connection that the trial broke keeps nothing."""
+    try:
+        return bool(sys.stdin.readline())
+    except OSError:
+        return False
 
 
 async def _end(paths: Paths, *, keep: bool) -> None:

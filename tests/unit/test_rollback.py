@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,11 @@ def test_a_folder_that_leads_elsewhere_is_not_followed(paths: Paths, tmp_path: P
     keep(paths, (paths.config, GOOD), (paths.transient_config / "x.yaml", NAMED))
     assert roll_back(tmp_path) == 1
     assert list(elsewhere.iterdir()) == []
+
+
+def test_programs_are_told_in_json(
+    paths: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(paths, (paths.config, GOOD))
+    assert main(["--root", str(tmp_path), "rollback", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["generation"] == 1

@@ -152,3 +152,10 @@ async def test_what_is_not_understood_is_said(socket_path: Path, body: bytes) ->
         ):
             assert response.status == 400
             assert "not understood" in (await response.json())["error"]
+
+
+async def test_a_brain_of_another_version_is_named_as_such(socket_path: Path) -> None:
+    async with served(socket_path, Brain()) as client:
+        with pytest.raises(UserError, match="different versions"):
+            # What this answers lacks a report's fields, as an older one's status lacks newer ones.
+            await client._call("GET", "/v1/status", PlanReport)
