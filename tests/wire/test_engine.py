@@ -31,11 +31,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def place() -> Place:
-    try:
-        return locate.in_root(REPOSITORY / ".cache/engine") or locate.require()
-    except UserError as error:
-        pytest.skip(str(error))
+def place(engine: Place) -> Place:
+    return engine
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ import aiohttp
 import openai
 import pytest
 
-from meshd.engine import locate
-from meshd.engine.locate import SERVER
-from meshd.errors import UserError
+from meshd.engine.locate import SERVER, Place
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from tests.wire.gateway_harness import Running, gateway, until
 
@@ -27,14 +25,10 @@ CONTEXT = 16384
 
 
 @pytest.fixture
-def server() -> Path:
-    try:
-        place = locate.in_root(REPOSITORY / ".cache/engine") or locate.require()
-    except UserError as error:
-        pytest.skip(str(error))
+def server(engine: Place) -> Path:
     if not MODEL.exists():
         pytest.skip(f"{MODEL} is not there")
-    found = place.binary(SERVER)
+    found = engine.binary(SERVER)
     assert found
     return found
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshd import paths
-from meshd.engine.locate import Place, locate
-from meshd.errors import UserError
+from meshd.engine.locate import Place
 from meshd.models.gguf_facts import read_facts
 from meshd.planner.kv import ContextSettings
 from meshd.planner.memory import DeviceMemory, estimate
@@ -28,17 +27,6 @@ ROUNDING_BYTES = 3 * MIB  # fit-params rounds each of three figures down
 # RPC devices, the stand-ins for GPUs, do not work on host weights.
 ONE = ContextSettings(8192, 1, batch=BATCH, outputs=BATCH, op_offload=False)
 FOUR = replace(ONE, context=32768, slots=4, key_type="q8_0", value_type="q8_0")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Place:
-    try:
-        place = locate()
-    except UserError as error:
-        pytest.skip(str(error))
-    if place is None or place.missing:
-        pytest.skip("no complete engine (make engine)")
-    return place
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ import aiohttp
 import pytest
 
 from meshd import paths as folders
-from meshd.engine import locate
-from meshd.engine.locate import SERVER
-from meshd.errors import UserError
+from meshd.engine.locate import SERVER, Place
 from meshd.paths import Paths
 from meshd.units.child import Child, Timing
 from meshd.units.engine_log import EngineLog
@@ -35,12 +33,8 @@ QUICK = Timing(first_delay_s=0.1, last_delay_s=0.8, term_s=1.0)
 
 
 @pytest.fixture(scope="module")
-def server() -> str:
-    try:
-        place = locate.in_root(REPOSITORY / ".cache/engine") or locate.require()
-    except UserError as error:
-        pytest.skip(str(error))
-    return str(place.binary(SERVER))
+def server(engine: Place) -> str:
+    return str(engine.binary(SERVER))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from meshd.engine.locate import Place
 from meshd.paths import shipped
 
 MODEL = shipped("models/tiny-draft.gguf")
@@ -139,7 +140,9 @@ class Node:
 
 
 @pytest.fixture
-def node() -> Iterator[Node]:
+def node(engine: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    if engine.origin == "root":
+        monkeypatch.setenv("MESHD_ENGINE_ROOT", str(engine.root))
     # Sockets' paths are short, and pytest's own folders are not.
     with tempfile.TemporaryDirectory(prefix="meshd-") as folder:
         one = Node(Path(folder))
