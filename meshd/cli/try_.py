@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.file is None:
         raise UserError("try: which file?", hint="meshd try FILE, or meshd try --keep")
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        # Also when the connection breaks, the hand must not go on trusting the candidate.
+        signal.signal(number, _leave)
     kept = asyncio.run(
         _try(paths, arguments.file, arguments.timeout, sys.stderr if arguments.json else sys.stdout)
     )
@@ -55,6 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("kept" if kept else "reverted")
     return 0 if kept else _REVERTED
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
 
 
 async def _try(paths: Paths, candidate: Path, timeout_s: float, progress: TextIO) -> bool:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +64,34 @@ async def test_enter_keeps_and_the_end_of_the_terminal_does_not(
     os.write(terminal, typed)
     files = (SourceFile(str(paths.config), CANDIDATE),)
     assert await try_._outcome(paths, Node(20), files) is kept  # type: ignore[arg-type]
+
+
+LEFT = """
+import argparse, asyncio, os, signal, sys
+from pathlib import Path
+from meshd.cli import try_
+from meshd.units import policy
+policy.TRIAL = Path(sys.argv[1])
+os.geteuid = lambda: 0
+
+async def trial(*_):
+    with try_._vouched("models: []"):
+        assert policy.TRIAL.exists()
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        await asyncio.sleep(30)
+
+try_._try = trial
+try_.run(argparse.Namespace(
+    paths=None, keep=False, revert=False, json=False, file=Path("x"), timeout=9
+))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_connection_that_breaks_leaves_no_word_of_roots_behind(tmp_path: Path, name: str) -> None:
+    trial = tmp_path / "trial.yaml"
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, str(trial), name], timeout=60, capture_output=True, check=False
+    )
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    assert not trial.exists()
