@@ -137,7 +137,9 @@ def with_residency(
     for one in running:
         engine = engine_of(engines, instance_name(one.decision.model))
         if engine is not None and engine.state is not EngineState.STOPPED:
-            marked.append(replace(one, resident=answers(engine.unit, engine.pid)))
+            resident = answers(engine.unit, engine.pid)
+            loading = not resident and engine.pid is not None
+            marked.append(replace(one, resident=resident, loading=loading))
     return tuple(marked)
 
 

@@ -71,14 +71,19 @@ def _budgets(node: NodeView, config: Config) -> Budgets:
     # A unified device's memory is the RAM: one budget for both, so it is not spent twice.
     unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
     ours: dict[str, int] = {}
+    coming: dict[str, int] = {}
     for running in node.running:
-        if running.resident:
+        if running.resident or running.loading:
+            held = ours if running.resident else coming
             for use in running.decision.memory:
                 device = RAM if use.device in unified else use.device
-                ours[device] = ours.get(device, 0) + _taken(use)
+                held[device] = held.get(device, 0) + _taken(use)
     reserve = config.node.reserve
     devices = {
-        gpu.id: gpu.free_bytes + ours.get(gpu.id, 0) - reserve.vram_bytes
+        # With what is being loaded it cannot be more than the card has: else a model that is
+        # changed while it loads would not find room where it already is.
+        gpu.id: min(gpu.total_bytes, gpu.free_bytes + ours.get(gpu.id, 0) + coming.get(gpu.id, 0))
+        - reserve.vram_bytes
         for gpu in node.gpus
         if not gpu.unified
     }

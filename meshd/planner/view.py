@@ -30,11 +30,13 @@ class Running:
     """One decision that is carried out now.
 
     :ivar resident: its memory is already taken, so that the measured free memory lacks it.
+    :ivar loading: some of it may be taken, nobody knows how much.
     """
 
     decision: Decision
     identity: str
     resident: bool
+    loading: bool = False
 
 
 @dataclass(frozen=True, slots=True)

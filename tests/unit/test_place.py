@@ -158,6 +158,20 @@ def test_a_changed_wish_is_planned_afresh_with_the_memory_it_had() -> None:
     assert again.strategy is Strategy.SOLO_GPU
 
 
+@pytest.mark.parametrize("loaded", [0.0, 0.5, 1.0])
+def test_what_is_changed_while_it_loads_stays_on_its_gpu(loaded: float) -> None:
+    models = {"m": facts(layer_bytes=512 * MIB)}
+    world = node(gpu(free_gib=24), models=models, ram_gib=64)
+    first = only(plan(view(world), config(wants("m", slots=1, context=8192))))
+    assert first.strategy is Strategy.SOLO_GPU
+    free_gib = 24 - loaded * first.memory[0].total_bytes / GIB
+    half = (Running(first, "m:1", resident=False, loading=True),)
+    again = node(gpu(free_gib=free_gib), models=models, ram_gib=64, running=half)
+    second = only(plan(view(again), config(wants("m", slots=2, context=8192))))
+    assert second.strategy is Strategy.SOLO_GPU
+    assert second.memory[0].total_bytes <= 24 * GIB - Reserve().vram_bytes
+
+
 def test_a_replaced_file_is_planned_afresh() -> None:
     world = node(gpu(), models={"m": facts()})
     first = only(plan(view(world), config(wants("m"))))

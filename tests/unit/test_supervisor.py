@@ -469,14 +469,14 @@ async def test_a_pass_for_the_command_line_feeds_the_watchdog_too(world: World) 
 
 
 def test_what_no_longer_runs_is_not_held_to_its_old_plan() -> None:
-    def one(name: str) -> Running:
+    def running(name: str) -> Running:
         return Running(Decision(name, Strategy.SOLO_CPU), name, resident=True)
 
     def engine(name: str, state: EngineState) -> EngineStatus:
         return EngineStatus(EngineKind.LLAMA, name, state, "text", pid=7)
 
     left = with_residency(
-        (one("gone"), one("stopped"), one("waits"), one("runs")),
+        (running("gone"), running("stopped"), running("waits"), running("runs")),
         (
             engine("stopped", EngineState.STOPPED),
             engine("waits", EngineState.BACKOFF),
@@ -484,7 +484,7 @@ def test_what_no_longer_runs_is_not_held_to_its_old_plan() -> None:
         ),
         lambda unit, _: "runs" in unit,
     )
-    assert [(running.decision.model, running.resident) for running in left] == [
-        ("waits", False),
-        ("runs", True),
+    assert [(one.decision.model, one.resident, one.loading) for one in left] == [
+        ("waits", False, True),
+        ("runs", True, False),
     ]
