@@ -149,7 +149,7 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "a library": (engine("e14", environment=[["LD_PRELOAD", f"{PLANTED}/evil.so"]]), "LD_PRELOAD"),
     "a folder of libraries": (
         engine("e15", environment=[["LD_LIBRARY_PATH", PLANTED]]),
-        "LD_LIBRARY_PATH",
+        f"{PLANTED}' is not a folder of the engine",
     ),
     "a path as a name": (engine("../../../etc/systemd/system/evil"), "name"),
     "another unit's name": (engine("x.service ssh"), "name"),
