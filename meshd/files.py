@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomically(path: Path, data: bytes, *, mode: int | None = 0o644) -> None:
     """Replace `path` by `data` in one step; readers see the old content or the new, never a part.
+
+    :param mode: None keeps the file's own, 0644 for a new one.
 
     :raises OSError: when the folder cannot be written; the old file is then untouched.
     """
+    if mode is None:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -54,8 +54,11 @@ class _Doors:
         """Listen where the configuration says; nothing else restarts for it."""
         config = loaded.config
         assert self._console is not None
-        await self._console.listen(config.console.listen if config.console.enabled else "")
-        await self._gateway.listen(config.gateway.listen)
+        try:
+            await self._console.listen(config.console.listen if config.console.enabled else "")
+        finally:
+            # A console that cannot listen must not keep the gateway from it.
+            await self._gateway.listen(config.gateway.listen)
 
     async def close(self) -> None:
         if self._control:

@@ -38,6 +38,7 @@ class NodeObserver:
         # A preview looks while a pass does, and the cache is for one thread at a time.
         self._reading = asyncio.Lock()
         self._build: EngineBuild | None = None
+        self._known: dict[ModelSettings, Candidate] = {}
 
     async def __call__(self, loaded: Loaded) -> Observation:
         hardware = await observe_hardware(engine_group=self._engine_group)
@@ -58,13 +59,24 @@ class NodeObserver:
 
     def _candidates(self, config: Config) -> tuple[Candidate, ...]:
         folders = tuple(Path(folder) for folder in config.node.model_dirs)
-        return tuple(self._candidate(model, folders) for model in config.models)
+        candidates = tuple(self._candidate(model, folders) for model in config.models)
+        self._known = {
+            model: candidate
+            for model, candidate in zip(config.models, candidates, strict=True)
+            if candidate.facts
+        }
+        return candidates
 
     def _candidate(self, model: ModelSettings, folders: tuple[Path, ...]) -> Candidate:
         try:
             return _found(model.name, self._facts.facts(find(model.source, folders)))
         except (UserError, OSError) as error:
-            return Candidate(model.name, None, problem=str(error))
+            known = self._known.get(model)
+            if known is None:
+                return Candidate(model.name, None, problem=str(error))
+            # A share that is away for a moment, or a file half copied: what runs of it goes on.
+            _log.warning("a model cannot be read, going by what it was", error=str(error))
+            return known
 
 
 def _found(model: str, facts: GgufFacts) -> Candidate:

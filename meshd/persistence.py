@@ -36,6 +36,7 @@ class Disk:
         self._wall_clock = wall_clock
         self._store = GenerationStore(paths.generations)
         self._plan_file = paths.run / "running.json"
+        self._saved: tuple[SourceFile, ...] | None = None
 
     def load_config(self) -> Loaded:
         return load(self._paths)
@@ -47,8 +48,11 @@ class Disk:
         return self._store.newest_first()
 
     def save_good(self, files: tuple[SourceFile, ...], summary: str) -> None:
+        if files == self._saved:
+            return
         try:
             self._store.save(files, now_s=self._wall_clock(), summary=summary)
+            self._saved = files
         except OSError as error:
             # A full disk must not end a node that serves; the doctor looks at disks.
             _log.error("the good configuration could not be kept", error=str(error))

@@ -78,7 +78,7 @@ def propose(
     node = node_view(config, observation, running)
     planned = plan(ClusterView(node.id, (node,)), config)
     specs: list[EngineSpec] = []
-    refused: list[str] = []
+    refused: dict[str, str] = {}
     for decision in planned.decisions:
         candidate = node.candidate(decision.model)
         if not decision.served or candidate is None or candidate.facts is None:
@@ -89,10 +89,13 @@ def propose(
                 decision, candidate.facts, observation.engine, observation.hardware, paths
             )
         except UserError as error:
-            refused.append(f"{decision.model}: {error}")
+            refused[decision.model] = f"{decision.model}: {error}"
             continue
         specs.append(spec)
-    actions = changes(diff(engines, specs, partial(render_dropin, paths=paths)))
+    # What cannot be said to this engine build is no reason to stop what runs of another.
+    left_alone = {instance_name(model) for model in refused}
+    touched = [engine for engine in engines if engine.name not in left_alone]
+    actions = changes(diff(touched, specs, partial(render_dropin, paths=paths)))
     return Proposal(
         node=node,
         plan=planned,
@@ -100,7 +103,7 @@ def propose(
         actions=actions,
         engines=engines,
         running=_running(node, planned),
-        refused=tuple(refused),
+        refused=tuple(refused.values()),
         problems=observation.hardware.problems,
         engine=_engine_words(observation),
     )
@@ -186,6 +189,7 @@ def node_status(
         console=config.console.listen if config.console.enabled else "",
         devices=_devices(proposal.node.hardware),
         models=tuple(models),
+        problems=proposal.problems,
         trial_ends_s=trial_ends_s,
     )
 

@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from meshd import __version__
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from meshd.models.facts import GgufFacts
-from meshd.planner.plan import Decision, Plan
+from meshd.planner.plan import Code, Decision, Plan
 from meshd.planner.view import NodeView
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
 
-GIB = 1024**3
+# Notes about GPUs stand among the blockers of a model that does not fit.
+_STANDING = frozenset({Code.ROLE, Code.NO_MEMORY, Code.NO_GPU, Code.NO_GPU_BACKEND})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """One model of the config. :ivar memory_bytes: as planned, over all devices."""
+    """One model of the config.
+
+    :ivar memory_bytes: as planned, over all devices.
+    :ivar standing: it waits for what is as the configuration means it or the machine is, not for
+        something that was mistaken or is missing.
+    """
 
     name: str
     state: ModelState
@@ -29,6 +35,7 @@ class ModelStatus:
     memory_bytes: int
     detail: str
     reasons: tuple[str, ...] = ()
+    standing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,10 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """:ivar degraded: sentences that say what is not as it should be; empty when all is well."""
+    """:ivar degraded: sentences that say what is not as it should be; empty when all is well.
+
+    :ivar problems: of the hardware, for people.
+    """
 
     node: str
     role: str
@@ -53,12 +63,20 @@ class NodeStatus:
     console: str
     devices: tuple[DeviceStatus, ...]
     models: tuple[ModelStatus, ...]
+    problems: tuple[str, ...] = ()
     trial_ends_s: float | None = None
     version: str = __version__
 
     @property
     def healthy(self) -> bool:
         return not self.degraded and all(m.state is ModelState.READY for m in self.models)
+
+    @property
+    def good(self) -> bool:
+        """Whether this configuration is worth going back to: all that it can serve is served."""
+        return not self.degraded and all(
+            m.state is ModelState.READY or m.standing for m in self.models
+        )
 
 
 def model_status(decision: Decision, engine: EngineStatus | None, *, answers: bool) -> ModelStatus:
@@ -76,6 +94,8 @@ def model_status(decision: Decision, engine: EngineStatus | None, *, answers: bo
         memory_bytes=decision.memory_bytes,
         detail=detail,
         reasons=tuple(reason.text for reason in (*decision.reasons, *decision.blockers)),
+        standing=bool(decision.blockers)
+        and {reason.code for reason in decision.blockers} <= _STANDING,
     )
 
 

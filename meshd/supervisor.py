@@ -254,14 +254,16 @@ class Supervisor:
             _log.info("unit changes", action=action.kind, unit=action.unit, reason=action.reason)
         # Remembered before it is done: after a crash half way, the diff finds the rest.
         self._memory.save_running(proposal.running, self._generation)
-        self._listen = loaded.config.gateway.listen
-        desired = Desired(self._generation, proposal.specs, self._listen)
+        listen = loaded.config.gateway.listen
+        desired = Desired(self._generation, proposal.specs, listen)
         try:
             # Whoever stops us stops the hand too: its answer may never come.
             outcome = await until_stopped(
                 self._applier.apply(desired), self._stop_asked, deadline_s=_APPLY_DEADLINE_S
             )
             errors = outcome.errors if outcome else ("stopped before it was applied",)
+            # Answered, well or not: to try an address again and again would cut off its clients.
+            self._listen = listen
         except TimeoutError:
             errors = (f"applying took more than {_APPLY_DEADLINE_S:.0f} s",)
         except UserError as error:
@@ -318,7 +320,7 @@ class Supervisor:
             _log.info(status.sentence)
             self._notifier.status(status.sentence)
         self._status = status
-        if status.healthy and trial is None:
+        if status.good and trial is None:
             self._memory.save_good(loaded.files, status.sentence)
 
     def _write_routes(self, table: RoutingTable) -> None:

@@ -40,18 +40,18 @@ async def _run(paths: Paths) -> Outcome:
 
     from meshd.units.allow import refusals
     from meshd.units.dbus import DbusSystemd
-    from meshd.units.hand import Files, Refusals, run_hand
+    from meshd.units.hand import Allowance, Files, run_hand
     from meshd.units.policy import load_policy, look
 
-    def checks() -> Refusals:
+    def allowance() -> Allowance:
         policy, warnings = load_policy(paths)
         for warning in warnings:
             print(f"meshd hand: {warning}", file=sys.stderr)
-        return lambda spec: refusals(spec, policy, look(spec, paths))
+        return Allowance(lambda spec: refusals(spec, policy, look(spec, paths)), policy.listen)
 
     owners = [0, *(user.pw_uid for user in pwd.getpwall() if user.pw_name == _BRAIN)]
     systemd = DbusSystemd()
     try:
-        return await run_hand(Files(paths, tuple(owners)), systemd, checks)
+        return await run_hand(Files(paths, tuple(owners)), systemd, allowance)
     finally:
         await systemd.close()

@@ -114,7 +114,7 @@ def _restore(paths: Paths, files: tuple[SourceFile, ...]) -> None:
                     path.rename(path.with_name(f"{path.name}.rolled-back"))
         for path, text in wanted.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
+            write_atomically(path, text.encode(), mode=None)
     except OSError as error:
         raise UserError(
             f"{error.filename}: cannot be written: {error.strerror}", hint="run as root"

@@ -51,6 +51,8 @@ def _lines(status: NodeStatus) -> Iterator[str]:
             f"device   {device.id}  {device.name}, {size(device.free_bytes)} free of "
             f"{size(device.total_bytes)}"
         )
+    for problem in status.problems:
+        yield f"problem  {problem}"
     for model in status.models:
         restarts = f", {model.restarts} restarts" if model.restarts else ""
         yield (

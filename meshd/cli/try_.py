@@ -70,18 +70,18 @@ async def _try(paths: Paths, candidate: Path, timeout_s: float, progress: TextIO
 
     client = ControlClient(paths.control_socket)
     files = _with_candidate(paths, candidate)
-    with _vouched(files[0].text):
+    with _vouched(paths, files[0].text):
         await _begin(client, files, timeout_s, progress)
         return await _outcome(paths, client, files)
 
 
 @contextlib.contextmanager
-def _vouched(text: str) -> Iterator[None]:
+def _vouched(paths: Paths, text: str) -> Iterator[None]:
     """Tell the hand that root wants this: it takes no one else's word for what may be read."""
     from meshd.files import write_atomically
     from meshd.units.policy import TRIAL
 
-    if os.geteuid() != 0 or not TRIAL.parent.is_dir():
+    if not _hand_listens(paths):
         yield
         return
     write_atomically(TRIAL, text.encode())
@@ -140,12 +140,20 @@ async def _end(paths: Paths, *, keep: bool) -> None:
         # The file first: should we die between the two, a restart finds what was kept.
         text = await _on_trial(paths, client)
         try:
-            write_atomically(paths.config, text.encode())
+            write_atomically(paths.config, text.encode(), mode=None)
         except OSError as error:
             raise UserError(
                 f"{paths.config}: cannot be written: {error.strerror}", hint="run as root"
             ) from error
     await client.end_trial(keep=keep)
+
+
+def _hand_listens(paths: Paths) -> bool:
+    """Whether this is root on a node whose engines a root hand starts."""
+    from meshd.paths import SYSTEM
+    from meshd.units.policy import TRIAL
+
+    return os.geteuid() == 0 and paths.run == SYSTEM.run and TRIAL.parent.is_dir()
 
 
 async def _on_trial(paths: Paths, client: ControlClient) -> str:
@@ -156,7 +164,7 @@ async def _on_trial(paths: Paths, client: ControlClient) -> str:
     from meshd.units.policy import TRIAL
 
     trial = await client.trial()
-    if os.geteuid() == 0 and TRIAL.exists():
+    if _hand_listens(paths) and TRIAL.exists():
         return TRIAL.read_text("utf-8")
     return next(file.text for file in trial.files if Path(file.path) == paths.config)
 

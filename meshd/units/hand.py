@@ -28,6 +28,18 @@ Refusals = Callable[[EngineSpec], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What root allows in one round.
+
+    :ivar refusals: why an engine may not be started, see `meshd.units.allow`.
+    :ivar listen: addresses that the gateway may have.
+    """
+
+    refusals: Refusals
+    listen: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Files:
     """:ivar units: folder of transient units. :ivar owners: who may write `paths.desired`."""
 
@@ -37,15 +49,15 @@ class Files:
     result: Path = RESULT
 
 
-async def run_hand(files: Files, systemd: Systemd, refusals: Callable[[], Refusals]) -> Outcome:
+async def run_hand(files: Files, systemd: Systemd, look: Callable[[], Allowance]) -> Outcome:
     """Apply what is wanted until nothing newer is wanted, and answer each time.
 
-    :param refusals: makes a check that holds for one round; see `meshd.units.allow`.
+    :param look: what root allows now; asked once a round.
     :raises UserError: `paths.desired` cannot be trusted or read, or systemd does not answer.
     """
     desired = read_desired(files.paths.desired, files.owners)
     for _ in range(_MAX_ROUNDS):
-        outcome = await converge(desired, files, systemd, refusals())
+        outcome = await converge(desired, files, systemd, look())
         write_outcome(files.result, outcome)
         newest = read_desired(files.paths.desired, files.owners)
         if newest == desired:
@@ -54,12 +66,16 @@ async def run_hand(files: Files, systemd: Systemd, refusals: Callable[[], Refusa
     return outcome
 
 
-async def converge(desired: Desired, files: Files, systemd: Systemd, refusals: Refusals) -> Outcome:
+async def converge(
+    desired: Desired, files: Files, systemd: Systemd, allowance: Allowance
+) -> Outcome:
     """One round. What is refused is left as it is, and the rest goes on.
 
     :raises SystemdError: systemd does not answer at all.
     """
-    wanted, texts, errors = await asyncio.to_thread(_check, desired, files.paths, refusals)
+    wanted, texts, errors = await asyncio.to_thread(
+        _check, desired, files.paths, allowance.refusals
+    )
     refused = {spec.unit for spec in desired.engines} - texts.keys()
     running = [one for one in await observe(systemd, files.units) if one.unit not in refused]
     actions = diff(running, wanted, lambda spec: texts[spec.unit])
@@ -70,7 +86,7 @@ async def converge(desired: Desired, files: Files, systemd: Systemd, refusals: R
     for kind in (StepKind.REMOVE, StepKind.WRITE, StepKind.RELOAD):
         await work.in_turn(planned, kind)
     await work.together(planned, StepKind.START)
-    work.errors += await move_gateway(desired.listen, files.units, systemd)
+    work.errors += await move_gateway(desired.listen, allowance.listen, files.units, systemd)
     return Outcome(
         generation=desired.generation,
         started=work.done(actions, ActionKind.START),

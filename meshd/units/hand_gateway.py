@@ -12,18 +12,23 @@ from meshd.units.port import Systemd
 from meshd.units.render import dropin_path
 
 
-async def move_gateway(listen: tuple[str, ...], units: Path, systemd: Systemd) -> tuple[str, ...]:
+async def move_gateway(
+    listen: tuple[str, ...], allowed: frozenset[str], units: Path, systemd: Systemd
+) -> tuple[str, ...]:
     """Listen there, if that is not so already; what went wrong, empty when all went well.
 
     Addresses that cannot be had are given up for those before: a gateway somewhere else is worth
     more than none.
 
-    :param listen: empty leaves everything as it is.
+    :param listen: as the brain has it; empty leaves everything as it is.
+    :param allowed: as root's own configuration has it, since the brain is not taken at its word.
     """
     if not listen:
         return ()
     if why := refusal(listen):
         return (why,)
+    if strangers := set(listen) - allowed:
+        return (f"gateway: /etc/mesh says nothing of {', '.join(sorted(strangers))}",)
     path = dropin_path(UNIT, units)
     wanted = render_socket(listen)
     before = await asyncio.to_thread(_read, path)

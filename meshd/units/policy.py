@@ -34,6 +34,7 @@ _NOWHERE = Path("/nonexistent")
 class _Allowed:
     model_dirs: tuple[str, ...]
     sources: tuple[str, ...]
+    listen: tuple[str, ...] = ()
 
 
 def load_policy(
@@ -58,7 +59,9 @@ def load_policy(
     tried = _tried(replace(paths, config=trial), root)
     programs = (*_SYSTEM_PROGRAM_DIRS, *_engine_dirs(paths))
     model_dirs = (*allowed.model_dirs, *tried.model_dirs)
-    return Policy(paths, programs, model_dirs, (*allowed.sources, *tried.sources)), warnings
+    sources = (*allowed.sources, *tried.sources)
+    listen = frozenset((*allowed.listen, *tried.listen))
+    return Policy(paths, programs, model_dirs, sources, listen), warnings
 
 
 def _tried(paths: Paths, root: int) -> _Allowed:
@@ -105,6 +108,7 @@ def _from_config(config: Config) -> _Allowed:
             os.path.realpath(folder) for folder in (*config.node.model_dirs, str(shipped("models")))
         ),
         sources=tuple(map(_pattern, sources)),
+        listen=config.gateway.listen,
     )
 
 

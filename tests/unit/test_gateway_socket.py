@@ -41,7 +41,8 @@ class Sockets:
 
 
 async def move(listen: tuple[str, ...], systemd: Sockets, units: Path) -> tuple[str, ...]:
-    return await move_gateway(listen, units, systemd)  # type: ignore[arg-type]
+    allowed = frozenset(listen)
+    return await move_gateway(listen, allowed, units, systemd)  # type: ignore[arg-type]
 
 
 async def test_a_new_address_moves_the_socket_and_the_shipped_one_moves_it_back(
@@ -67,6 +68,15 @@ async def test_an_address_that_is_taken_leaves_the_gateway_where_it_was(tmp_path
     assert "stays where it was" in error
     assert "127.0.0.1:9444" in systemd.loaded
     assert systemd.active == {UNIT, SERVICE}
+
+
+async def test_an_address_that_roots_configuration_lacks_is_refused(tmp_path: Path) -> None:
+    systemd = Sockets(tmp_path)
+    wanted = ("127.0.0.1:9337", "0.0.0.0:9337")
+    allowed = frozenset({"127.0.0.1:9337"})
+    (error,) = await move_gateway(wanted, allowed, tmp_path, systemd)  # type: ignore[arg-type]
+    assert "0.0.0.0:9337" in error
+    assert systemd.calls == []
 
 
 async def test_saying_nothing_changes_nothing(tmp_path: Path) -> None:

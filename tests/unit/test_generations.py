@@ -71,3 +71,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomically(target, "not bytes")  # type: ignore[arg-type]
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_keeps_its_mode_when_asked_to(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    write_atomically(target, b"new", mode=None)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+    target.chmod(0o600)
+    write_atomically(target, b"newer", mode=None)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600

@@ -14,7 +14,7 @@ import pytest
 from meshd.errors import UserError
 from meshd.paths import Paths, under
 from meshd.units.desired_file import MAX_BYTES, read_desired, read_outcome, write_desired
-from meshd.units.hand import Files, Refusals, run_hand
+from meshd.units.hand import Allowance, Files, run_hand
 from meshd.units.observe import observe
 from meshd.units.port import JobFailed, NoSuchUnit, Unavailable, UnitState
 from meshd.units.render import dropin_path, render_dropin
@@ -93,11 +93,11 @@ class Node:
     def want(self, *specs: EngineSpec, generation: int = 1) -> None:
         write_desired(self.paths.desired, Desired(generation, specs))
 
-    def refusals(self) -> Refusals:
-        return lambda wanted: self.refused.get(wanted.name, ())
+    def allowance(self) -> Allowance:
+        return Allowance(lambda wanted: self.refused.get(wanted.name, ()))
 
     async def hand(self) -> Outcome:
-        return await run_hand(self.files, self.systemd, self.refusals)
+        return await run_hand(self.files, self.systemd, self.allowance)
 
     def text(self, wanted: EngineSpec) -> str:
         return render_dropin(wanted, self.paths)

@@ -1,35 +1,56 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from meshd import observe
-from meshd.config.load import SourceFile, parse_layers
-from meshd.engine.build import EngineBuild
+from meshd.config.settings import Config, ModelSettings, NodeSettings
 from meshd.errors import UserError
+from meshd.models.facts import GgufFacts
 from meshd.observe import NodeObserver
 from meshd.paths import under
-
-BUILD = EngineBuild("system", "/", 1, "0.7.0", "", "", None, (), ("CPU",), "")
-LOADED = parse_layers((SourceFile("/etc/mesh/mesh.yaml", "models: []\n"),))
+from tests.unit.worlds import facts
 
 
-async def test_an_engine_in_mid_upgrade_is_still_the_engine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers: list[EngineBuild | UserError] = [UserError("none"), BUILD, UserError("half unpacked")]
+class Headers:
+    """In place of the facts cache: what a model's header says, or that it cannot be read."""
 
-    def described(_: object) -> EngineBuild:
-        answer = answers.pop(0)
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
+    def __init__(self) -> None:
+        self.away = False
 
-    monkeypatch.setattr(observe, "require", lambda _: None)
-    monkeypatch.setattr(observe, "describe", described)
-    observer = NodeObserver(under(tmp_path))
-    without = await observer(LOADED)
-    assert (without.engine, without.engine_problem) == (None, "none")
-    assert (await observer(LOADED)).engine == BUILD
-    assert (await observer(LOADED)).engine == BUILD
+    def facts(self, model: Path) -> GgufFacts:
+        if self.away:
+            raise UserError(f"{model}: stale file handle")
+        return facts_of(model)
+
+
+def facts_of(model: Path) -> GgufFacts:
+    return replace(facts(), files=(str(model),))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    return tmp_path
+
+
+def test_a_model_that_is_away_for_a_moment_is_what_it_was(folder: Path) -> None:
+    observer, headers = NodeObserver(under(folder)), Headers()
+    observer._facts = headers  # type: ignore[assignment]
+    node = NodeSettings(model_dirs=(str(folder),))
+    config = Config(node=node, models=(ModelSettings("a", "a.gguf"),))
+    (first,) = observer._candidates(config)
+    headers.away = True
+    assert observer._candidates(config) == (first,)
+    other = Config(node=node, models=(ModelSettings("a", "b.gguf"),))
+    (changed,) = observer._candidates(other)
+    assert changed.facts is None, "another source is another wish"
+    assert "b.gguf" in changed.problem
+
+
+def test_a_model_that_was_never_seen_is_missing(folder: Path) -> None:
+    observer = NodeObserver(under(folder))
+    (found,) = observer._candidates(Config(models=(ModelSettings("a", str(folder / "no.gguf")),)))
+    assert found.facts is None
+    assert found.problem

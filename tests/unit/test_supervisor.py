@@ -60,6 +60,7 @@ class World:
     next_pid: int = 100
     apply_error: str = ""
     now_s: float = 1000.0
+    build: EngineBuild = BUILD
     news: asyncio.Event = field(default_factory=asyncio.Event)
     sent: list[str] = field(default_factory=list)
 
@@ -95,7 +96,7 @@ class World:
             Candidate(model.name, facts(layers=4), identity=model.name)
             for model in loaded.config.models
         )
-        return Observation(hardware(), BUILD, "", found)
+        return Observation(hardware(), self.build, "", found)
 
     # -- Applier --------------------------------------------------------------------------------
     def render(self, spec: EngineSpec) -> str:
@@ -488,3 +489,25 @@ def test_what_no_longer_runs_is_not_held_to_its_old_plan() -> None:
         ("waits", False, True),
         ("runs", True, False),
     ]
+
+
+async def test_a_model_that_waits_for_memory_does_not_keep_a_configuration_from_being_good(
+    world: World,
+) -> None:
+    world.text = ONE.replace("]", ", {name: big, source: big.gguf, context: 32768, slots: 64}]")
+    async with brain(world) as supervisor:
+        supervisor._health._ready.update(supervisor._health._tasks)
+        await supervisor.reload()
+        states = {model.name: model.state for model in supervisor.status().models}
+        assert states == {"a": ModelState.READY, "big": ModelState.WAITING}
+        assert not supervisor.status().healthy
+        assert [generation.files for generation in world.good] == [world.files()]
+
+
+async def test_what_a_new_engine_cannot_be_told_stops_nothing_that_runs(world: World) -> None:
+    async with brain(world) as supervisor:
+        world.done.clear()
+        world.build = replace(BUILD, help_text=HELP.replace("--parallel", "--gone"))
+        await supervisor.reload()
+        assert world.done == []
+        assert any("slots" in line for line in supervisor.status().degraded)
