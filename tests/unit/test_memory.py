@@ -1,4 +1,4 @@
-"""The memory estimate's rules; tests/wire/test_memory.py holds it against the engine."""
+"""The memory estimate's rules; tests/wire/test_memory_oracle.py holds it against the engine."""
 
 from __future__ import annotations
 
