@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 # The engine of this checkout, beside the system's: nothing outside of it is touched.
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
-.PHONY: help demo test test-unit test-wire test-lab lint engine config bench-memory models clean
+.PHONY: help demo test test-unit test-wire test-lab lint engine config bench-memory clean
 
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
@@ -16,7 +16,6 @@ help:
 	@echo "make engine        get llama.cpp into .cache/engine"
 	@echo "make config        write etc/mesh.yaml and docs/configuration.md from the schema"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
-	@echo "make models        train the shipped small models again (hours)"
 
 demo: $(VENV)/.base
 	@$(VENV)/bin/meshd demo $(ARGS)
@@ -44,9 +43,6 @@ config: $(VENV)/.dev
 
 bench-memory: $(VENV)/.dev engine
 	@$(PYTHON) -m tools.memory_table
-
-models: $(VENV)/.dev
-	@$(PYTHON) -m tools.tinymodels
 
 $(VENV)/.base: pyproject.toml tools/bootstrap
 	@tools/bootstrap $(VENV) '.[engine]'
