@@ -38,6 +38,16 @@ ASK_CODE = ("Write a Python function that {0}.", "Write a function that {0}.",
             "Write Python code that {0}.", "Show me a Python function that {0}.",
             "How do I write a Python function that {0}?",
             "Can you write a Python function that {0}?")
+COMMON = {
+    "apt", "apt-get", "bash", "cat", "chgrp", "chmod", "chown", "cp", "crontab", "curl", "cut",
+    "date", "dd", "df", "diff", "dpkg", "du", "echo", "env", "fdisk", "file", "find", "free",
+    "grep", "gzip", "head", "id", "ip", "journalctl", "kill", "less", "ln", "ls", "lsblk", "lsof",
+    "make", "man", "mkdir", "mkfs", "modprobe", "mount", "mv", "nano", "passwd", "paste", "patch",
+    "ping", "ps", "pwd", "rm", "rmdir", "rsync", "scp", "sed", "sha256sum", "sleep", "sort",
+    "ssh", "ssh-keygen", "stat", "su", "sudo", "systemctl", "tail", "tar", "tee", "top", "touch",
+    "tr", "umount", "uname", "uniq", "unzip", "uptime", "wc", "wget", "who", "whoami", "xargs",
+    "zip"
+}
 NOT_VERBS = {
     "overview", "debian", "system", "the", "iso", "git", "linux", "groff", "openssh", "a", "file",
     "devlink", "configuration", "package", "floating-point", "introduction", "terminal", "unit",
@@ -117,6 +127,7 @@ def python_pairs(corpus: Path, rng: random.Random) -> Iterator[Pair]:
         except SyntaxError:
             continue
         about = first_sentence(ast.get_docstring(tree) or "")
+        module = module.replace("posixpath", "os.path")
         if "idlelib" in module:
             continue
         if about:
@@ -168,7 +179,21 @@ def main() -> None:
     groups = {"man": list(man_pairs(work / "corpus", rng)),
               "python": list(python_pairs(work / "corpus", rng)),
               "snippets": list(snippet_pairs()) * 2}
-    pairs = [pair for group in groups.values() for pair in group]
+    common = [(q, a) for q, a in groups["man"] if set(a.split()[:2]) & COMMON]
+    common += [(q, a) for q, a in groups["python"]
+               if re.search(r"\b(os\.path\.|(os|json|re) module)", q)] * 3 + groups["snippets"]
+    everything = [pair for group in groups.values() for pair in group]
+    counts = {name: len(group) for name, group in groups.items()} | {"common": len(common)}
+    for name, pairs in (("chat", everything), ("common", common)):
+        ids = conversations(tokenizer, pairs, rng)
+        np.save(work / "tokens" / f"train-{name}.npy", np.array(ids, dtype=np.uint16))
+        counts[f"{name}_tokens"] = len(ids)
+    (work / "corpus" / "chat.json").write_text(json.dumps(counts) + "\n")
+    print(counts)
+
+
+def conversations(tokenizer: Tokenizer, pairs: list[Pair], rng: random.Random) -> list[int]:
+    """Shuffle questions and answers into conversations of one or two turns."""
     rng.shuffle(pairs)
     ids: list[int] = []
     while pairs:
@@ -179,10 +204,7 @@ def main() -> None:
             question, answer = pairs.pop()
             turns += [("user", question), ("assistant", answer)]
         ids += encode(tokenizer, turns)
-    np.save(work / "tokens" / "train-chat.npy", np.array(ids, dtype=np.uint16))
-    counts = {name: len(group) for name, group in groups.items()} | {"tokens": len(ids)}
-    (work / "corpus" / "chat.json").write_text(json.dumps(counts) + "\n")
-    print(counts)
+    return ids
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from torch import Tensor
 
 BASE = {"english": 0.25, "man": 0.30, "python": 0.30, "chat": 0.15}
 WITH_CHAT = {"english": 0.18, "man": 0.20, "python": 0.22, "chat": 0.40}
+WITH_COMMON = {"english": 0.10, "man": 0.10, "python": 0.15, "common": 0.65}
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Phase:
     length: int
     mix: dict[str, float]
     guided: float = 0.0  # share of the trigram model, or of --teacher, in the target
+    rate: float = 1.0  # factor on the learning rates
 
 
 PHASES = {
-    "tiny": (Phase(0.62, 3, 8, 512, BASE, 0.6), Phase(1.0, 6, 4, 1024, WITH_CHAT)),
+    "tiny": (Phase(0.62, 3, 8, 512, BASE, 0.6), Phase(0.9, 6, 4, 1024, WITH_CHAT),
+             Phase(1.0, 6, 4, 1024, WITH_COMMON, rate=2.5)),
     "tiny-moe": (Phase(0.6, 6, 8, 512, BASE, 0.6), Phase(1.0, 6, 4, 1024, WITH_CHAT, 0.5)),
     "tiny-draft": (Phase(0.7, 3, 4, 1024, WITH_CHAT, 0.6),
                    Phase(1.0, 3, 4, 1024, WITH_CHAT, 0.8)),
@@ -140,7 +143,8 @@ class Run:
     def set_rates(self) -> float:
         """Warm-up, stable, linear decay to zero."""
         warm = min(1.0, (self.step + 1) / WARM_UP_STEPS)
-        rate = warm * max(0.02, min(1.0, (1.0 - self.progress) / (1.0 - DECAY_FROM)))
+        rate = self.phase.rate * min(1.0, (1.0 - self.progress) / (1.0 - DECAY_FROM))
+        rate = warm * max(0.02, rate)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
