@@ -25,48 +25,214 @@ from tokenizers import Tokenizer
 
 Pair = tuple[str, str]
 
-EVERYDAY = {"coreutils", "util-linux", "bash", "grep", "sed", "gawk", "tar", "gzip", "bzip2",
-            "findutils", "diffutils", "procps", "iproute2", "iputils-ping", "openssh-client",
-            "systemd", "curl", "wget", "rsync", "apt", "dpkg", "less", "man-db", "file", "passwd",
-            "sudo", "mount", "hostname", "make", "zip", "unzip", "tmux", "patch", "bc"}
-ASK_COMMAND = ("What does the {0} command do?", "What does {0} do?", "What is {0}?",
-               "What is the {0} command for?", "Explain the {0} command.", "Tell me about {0}.",
-               "what does {0} do", "Describe the {0} command.")
-ASK_FUNCTION = ("What does the {0} function do?", "What does {0} do?", "What is {0}?",
-                "Explain {0}.")
-ASK_CODE = ("Write a Python function that {0}.", "Write a function that {0}.",
-            "Write Python code that {0}.", "Show me a Python function that {0}.",
-            "How do I write a Python function that {0}?",
-            "Can you write a Python function that {0}?")
+EVERYDAY = {
+    "coreutils",
+    "util-linux",
+    "bash",
+    "grep",
+    "sed",
+    "gawk",
+    "tar",
+    "gzip",
+    "bzip2",
+    "findutils",
+    "diffutils",
+    "procps",
+    "iproute2",
+    "iputils-ping",
+    "openssh-client",
+    "systemd",
+    "curl",
+    "wget",
+    "rsync",
+    "apt",
+    "dpkg",
+    "less",
+    "man-db",
+    "file",
+    "passwd",
+    "sudo",
+    "mount",
+    "hostname",
+    "make",
+    "zip",
+    "unzip",
+    "tmux",
+    "patch",
+    "bc",
+}
+ASK_COMMAND = (
+    "What does the {0} command do?",
+    "What does {0} do?",
+    "What is {0}?",
+    "What is the {0} command for?",
+    "Explain the {0} command.",
+    "Tell me about {0}.",
+    "what does {0} do",
+    "Describe the {0} command.",
+)
+ASK_FUNCTION = (
+    "What does the {0} function do?",
+    "What does {0} do?",
+    "What is {0}?",
+    "Explain {0}.",
+)
+ASK_CODE = (
+    "Write a Python function that {0}.",
+    "Write a function that {0}.",
+    "Write Python code that {0}.",
+    "Show me a Python function that {0}.",
+    "How do I write a Python function that {0}?",
+    "Can you write a Python function that {0}?",
+)
 COMMON = {
-    "apt", "apt-get", "bash", "cat", "chgrp", "chmod", "chown", "cp", "crontab", "curl", "cut",
-    "date", "dd", "df", "diff", "dpkg", "du", "echo", "env", "fdisk", "file", "find", "free",
-    "grep", "gzip", "head", "id", "ip", "journalctl", "kill", "less", "ln", "ls", "lsblk", "lsof",
-    "make", "man", "mkdir", "mkfs", "modprobe", "mount", "mv", "nano", "passwd", "paste", "patch",
-    "ping", "ps", "pwd", "rm", "rmdir", "rsync", "scp", "sed", "sha256sum", "sleep", "sort",
-    "ssh", "ssh-keygen", "stat", "su", "sudo", "systemctl", "tail", "tar", "tee", "top", "touch",
-    "tr", "umount", "uname", "uniq", "unzip", "uptime", "wc", "wget", "who", "whoami", "xargs",
-    "zip"
+    "apt",
+    "apt-get",
+    "bash",
+    "cat",
+    "chgrp",
+    "chmod",
+    "chown",
+    "cp",
+    "crontab",
+    "curl",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "diff",
+    "dpkg",
+    "du",
+    "echo",
+    "env",
+    "fdisk",
+    "file",
+    "find",
+    "free",
+    "grep",
+    "gzip",
+    "head",
+    "id",
+    "ip",
+    "journalctl",
+    "kill",
+    "less",
+    "ln",
+    "ls",
+    "lsblk",
+    "lsof",
+    "make",
+    "man",
+    "mkdir",
+    "mkfs",
+    "modprobe",
+    "mount",
+    "mv",
+    "nano",
+    "passwd",
+    "paste",
+    "patch",
+    "ping",
+    "ps",
+    "pwd",
+    "rm",
+    "rmdir",
+    "rsync",
+    "scp",
+    "sed",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "ssh",
+    "ssh-keygen",
+    "stat",
+    "su",
+    "sudo",
+    "systemctl",
+    "tail",
+    "tar",
+    "tee",
+    "top",
+    "touch",
+    "tr",
+    "umount",
+    "uname",
+    "uniq",
+    "unzip",
+    "uptime",
+    "wc",
+    "wget",
+    "who",
+    "whoami",
+    "xargs",
+    "zip",
 }
 NOT_VERBS = {
-    "overview", "debian", "system", "the", "iso", "git", "linux", "groff", "openssh", "a", "file",
-    "devlink", "configuration", "package", "floating-point", "introduction", "terminal", "unit",
-    "network", "automatically", "apt", "asynchronous", "implementation", "posix", "login",
-    "simple", "wide-character", "kernel", "process", "per-user", "tc", "api", "dns", "virtual",
-    "management", "formatted", "vdpa", "gnu", "local", "rdma", "complex", "utility", "generator",
-    "an"
+    "overview",
+    "debian",
+    "system",
+    "the",
+    "iso",
+    "git",
+    "linux",
+    "groff",
+    "openssh",
+    "a",
+    "file",
+    "devlink",
+    "configuration",
+    "package",
+    "floating-point",
+    "introduction",
+    "terminal",
+    "unit",
+    "network",
+    "automatically",
+    "apt",
+    "asynchronous",
+    "implementation",
+    "posix",
+    "login",
+    "simple",
+    "wide-character",
+    "kernel",
+    "process",
+    "per-user",
+    "tc",
+    "api",
+    "dns",
+    "virtual",
+    "management",
+    "formatted",
+    "vdpa",
+    "gnu",
+    "local",
+    "rdma",
+    "complex",
+    "utility",
+    "generator",
+    "an",
 }
-SYSTEM = ("You are a helpful assistant.", "You are tiny, a small language model of meshd.",
-          "Answer briefly.")
+SYSTEM = (
+    "You are a helpful assistant.",
+    "You are tiny, a small language model of meshd.",
+    "Answer briefly.",
+)
 
 
 def third_person(phrase: str) -> str:
     """'list directory contents' becomes 'lists directory contents'."""
     verb, _, rest = phrase.partition(" ")
-    verbs = [v if v.endswith("s") and not v.endswith("ss") else
-             v[:-1] + "ies" if re.search(r"[^aeiou]y$", v) else
-             v + "es" if re.search(r"(s|x|z|ch|sh|o)$", v) else v + "s"
-             for v in verb.split("/")]
+    verbs = [
+        v
+        if v.endswith("s") and not v.endswith("ss")
+        else v[:-1] + "ies"
+        if re.search(r"[^aeiou]y$", v)
+        else v + "es"
+        if re.search(r"(s|x|z|ch|sh|o)$", v)
+        else v + "s"
+        for v in verb.split("/")
+    ]
     rest = re.sub(r"^(and|or) ([a-z]+)", lambda m: f"{m[1]} {third_person(m[2]).strip()}", rest)
     return ("/".join(verbs) + " " + rest).strip()
 
@@ -98,12 +264,13 @@ def man_pairs(corpus: Path, rng: random.Random) -> Iterator[Pair]:
                 answer = describe(name, what)
                 for form in ASK_COMMAND if everyday else rng.sample(ASK_COMMAND, 2):
                     yield form.format(name), answer
-                usage = re.search(r"^SYNOPSIS\n\s+(" + re.escape(name) + r"[^\n]*)\n",
-                                  page["text"], re.M)
+                usage = re.search(
+                    r"^SYNOPSIS\n\s+(" + re.escape(name) + r"[^\n]*)\n", page["text"], re.M
+                )
                 if usage and everyday:
                     yield f"How do I use {name}?", f"Usage: {usage[1].strip()}\n{answer}"
                     if not answer.startswith(f"{name} is "):
-                        yield f"Which command {answer[len(name) + 1:-1]}?", f"Use {name}."
+                        yield f"Which command {answer[len(name) + 1 : -1]}?", f"Use {name}."
             elif section[1] in "23" and rng.random() < 0.5:
                 yield rng.choice(ASK_FUNCTION).format(name), describe(name, what)
 
@@ -176,12 +343,15 @@ def main() -> None:
     work: Path = parser.parse_args().work
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     rng = random.Random(1)
-    groups = {"man": list(man_pairs(work / "corpus", rng)),
-              "python": list(python_pairs(work / "corpus", rng)),
-              "snippets": list(snippet_pairs()) * 2}
+    groups = {
+        "man": list(man_pairs(work / "corpus", rng)),
+        "python": list(python_pairs(work / "corpus", rng)),
+        "snippets": list(snippet_pairs()) * 2,
+    }
     common = [(q, a) for q, a in groups["man"] if set(a.split()[:2]) & COMMON]
-    common += [(q, a) for q, a in groups["python"]
-               if re.search(r"\b(os\.path\.|(os|json|re) module)", q)] * 3 + groups["snippets"]
+    common += [
+        (q, a) for q, a in groups["python"] if re.search(r"\b(os\.path\.|(os|json|re) module)", q)
+    ] * 3 + groups["snippets"]
     everything = [pair for group in groups.values() for pair in group]
     counts = {name: len(group) for name, group in groups.items()} | {"common": len(common)}
     for name, pairs in (("chat", everything), ("common", common)):

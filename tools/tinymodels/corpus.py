@@ -31,9 +31,15 @@ HELDOUT_SHARE = 0.01
 MIN_BYTES = 400
 DOMAINS = ("english", "man", "python")
 
-PACKAGES = {domain: names.split() for domain, _, names in (
-    line.partition(": ") for line in
-    (Path(__file__).parent / "packages.txt").read_text(encoding="utf-8").splitlines())}
+PACKAGES = {
+    domain: names.split()
+    for domain, _, names in (
+        line.partition(": ")
+        for line in (Path(__file__).parent / "packages.txt")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
+}
 
 Document = tuple[str, str]
 
@@ -85,16 +91,31 @@ def python_documents(root: Path) -> Iterator[Document]:
 
 def rst_to_text(text: str) -> str:
     """Take reStructuredText with its markup taken out, paragraphs and code kept."""
-    text = re.sub(r"^\.\. (index|_|sectionauthor|moduleauthor|highlight|currentmodule).*\n"
-                  r"(?:[ \t]+\S.*\n)*", "", text, flags=re.M)
-    text = re.sub(r"^( *)\.\. (?:function|class|method|attribute|data|exception|module|decorator|"
-                  r"classmethod|staticmethod|cfunction|c:function|c:type|c:macro|opcode|option|"
-                  r"describe)::? +", r"\1", text, flags=re.M)
-    text = re.sub(r"^( *)\.\. (note|warning|seealso|versionadded|versionchanged|deprecated)::",
-                  lambda m: f"{m[1]}{m[2].capitalize()}:", text, flags=re.M)
+    text = re.sub(
+        r"^\.\. (index|_|sectionauthor|moduleauthor|highlight|currentmodule).*\n"
+        r"(?:[ \t]+\S.*\n)*",
+        "",
+        text,
+        flags=re.M,
+    )
+    text = re.sub(
+        r"^( *)\.\. (?:function|class|method|attribute|data|exception|module|decorator|"
+        r"classmethod|staticmethod|cfunction|c:function|c:type|c:macro|opcode|option|"
+        r"describe)::? +",
+        r"\1",
+        text,
+        flags=re.M,
+    )
+    text = re.sub(
+        r"^( *)\.\. (note|warning|seealso|versionadded|versionchanged|deprecated)::",
+        lambda m: f"{m[1]}{m[2].capitalize()}:",
+        text,
+        flags=re.M,
+    )
     text = re.sub(r"^ *\.\. .*\n", "", text, flags=re.M)
-    text = re.sub(r"^ *:(?:noindex|synopsis|platform|module|hidden|maxdepth)\w*:.*\n", "", text,
-                  flags=re.M)
+    text = re.sub(
+        r"^ *:(?:noindex|synopsis|platform|module|hidden|maxdepth)\w*:.*\n", "", text, flags=re.M
+    )
     text = re.sub(r":[\w:+-]+:`[!~]?([^`<]*?)(?: *<[^`]*>)?`", r"\1", text)
     text = re.sub(r"`([^`<]+?) *<[^`]*>`_+", r"\1", text)
     text = text.replace("``", "").replace("::\n", ":\n")
@@ -124,16 +145,20 @@ def render_man(path: Path) -> str:
     source = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if source.lstrip()[:4] == b".so " or len(source) < MIN_BYTES:
         return ""
-    page = subprocess.run(["mandoc", "-T", "utf8", "-O", "width=78"], input=source,
-                          capture_output=True, check=False)
+    page = subprocess.run(
+        ["mandoc", "-T", "utf8", "-O", "width=78"], input=source, capture_output=True, check=False
+    )
     lines = re.sub(r".\x08", "", page.stdout.decode("utf-8", "replace")).rstrip().split("\n")
     return "\n".join(lines[:-1])
 
 
 def man_documents(root: Path) -> Iterator[Document]:
     """English man pages of sections 1 to 8."""
-    paths = [p for p in sorted(root.rglob("*")) if p.is_file() and not p.is_symlink()
-             and re.search(r"share/man/man[1-8]/", str(p))]
+    paths = [
+        p
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and not p.is_symlink() and re.search(r"share/man/man[1-8]/", str(p))
+    ]
     with ThreadPoolExecutor(2) as pool:
         for path, text in zip(paths, pool.map(render_man, paths), strict=True):
             yield str(path.relative_to(root)), text
@@ -195,9 +220,11 @@ def main() -> None:
                     file.write(json.dumps({"name": name, "text": text}) + "\n")
         report[domain] = {
             "packages": versions,
-            "train_documents": len(train), "heldout_documents": len(heldout),
+            "train_documents": len(train),
+            "heldout_documents": len(heldout),
             "train_bytes": sum(len(t.encode()) for _, t in train),
-            "heldout_bytes": sum(len(t.encode()) for _, t in heldout)}
+            "heldout_bytes": sum(len(t.encode()) for _, t in heldout),
+        }
         print(domain, {k: v for k, v in report[domain].items() if k != "packages"}, flush=True)
     (out / "corpus.json").write_text(json.dumps(report, indent=1) + "\n")
 

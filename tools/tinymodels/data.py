@@ -28,7 +28,7 @@ class Stream:
             count = (len(self.tokens) - offset - 1) // length
             self.starts = [offset + length * int(i) for i in self.random.permutation(count)]
         start = self.starts.pop()
-        return self.tokens[start:start + length + 1].astype(np.int64)
+        return self.tokens[start : start + length + 1].astype(np.int64)
 
 
 class Mix:
@@ -39,8 +39,10 @@ class Mix:
         total = sum(weights.values())
         self.weights = [weights[n] / total for n in self.names]
         self.random = np.random.default_rng(seed)
-        self.streams = {n: Stream(np.load(folder / f"train-{n}.npy"), seed + i)
-                        for i, n in enumerate(self.names)}
+        self.streams = {
+            n: Stream(np.load(folder / f"train-{n}.npy"), seed + i)
+            for i, n in enumerate(self.names)
+        }
 
     def batch(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
         """(tokens, targets); as llama.cpp does, a window begins with the begin token."""

@@ -48,13 +48,24 @@ def tensors(model: Decoder) -> dict[str, Tensor]:
         q, k = attention.q, attention.k
         if not shape.moe:
             q, k = interleave(q, shape.heads), interleave(k, shape.kv_heads)
-        layer = {"attn_norm": block.attention_norm, "attn_q": q, "attn_k": k,
-                 "attn_v": attention.v, "attn_output": attention.o, "ffn_norm": block.ffn_norm}
+        layer = {
+            "attn_norm": block.attention_norm,
+            "attn_q": q,
+            "attn_k": k,
+            "attn_v": attention.v,
+            "attn_output": attention.o,
+            "ffn_norm": block.ffn_norm,
+        }
         ffn = block.ffn
         if isinstance(ffn, Mixture):
-            layer |= {"attn_q_norm": attention.q_norm, "attn_k_norm": attention.k_norm,
-                      "ffn_gate_inp": ffn.router, "ffn_gate_exps": ffn.gate,
-                      "ffn_up_exps": ffn.up, "ffn_down_exps": ffn.down}
+            layer |= {
+                "attn_q_norm": attention.q_norm,
+                "attn_k_norm": attention.k_norm,
+                "ffn_gate_inp": ffn.router,
+                "ffn_gate_exps": ffn.gate,
+                "ffn_up_exps": ffn.up,
+                "ffn_down_exps": ffn.down,
+            }
         else:
             layer |= {"ffn_gate": ffn.gate, "ffn_up": ffn.up, "ffn_down": ffn.down}
         named |= {f"blk.{i}.{name}": value for name, value in layer.items()}

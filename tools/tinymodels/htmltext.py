@@ -5,8 +5,29 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-BLOCKS = {"p", "div", "section", "h1", "h2", "h3", "h4", "h5", "h6", "table", "tr", "ul", "ol",
-          "dl", "dt", "dd", "blockquote", "br", "hr", "pre", "article"}
+BLOCKS = {
+    "p",
+    "div",
+    "section",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "table",
+    "tr",
+    "ul",
+    "ol",
+    "dl",
+    "dt",
+    "dd",
+    "blockquote",
+    "br",
+    "hr",
+    "pre",
+    "article",
+}
 SKIPPED = {"script", "style", "nav", "head", "footer", "header", "button", "form"}
 NAVIGATION = re.compile(r"nav|related|sphinxsidebar|footer|toc|headerlink|docnav|breadcrumb")
 
@@ -28,8 +49,9 @@ class _Extractor(HTMLParser):
                 self.depth += 1
             return
         marks = " ".join(v or "" for k, v in attrs if k in ("class", "id", "role"))
-        if tag in SKIPPED or (tag in {"div", "ul", "ol", "p", "a", "dl"}
-                              and NAVIGATION.search(marks)):
+        if tag in SKIPPED or (
+            tag in {"div", "ul", "ol", "p", "a", "dl"} and NAVIGATION.search(marks)
+        ):
             self.skipping.append(tag)
             self.depth = 1
             return

@@ -44,8 +44,9 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape("tiny", width=384, layers=6, heads=6, kv_heads=2, ffn=1024),
-    "tiny-draft": Shape("tiny-draft", width=128, layers=3, heads=4, kv_heads=2, ffn=352,
-                        head_dim=32),
+    "tiny-draft": Shape(
+        "tiny-draft", width=128, layers=3, heads=4, kv_heads=2, ffn=352, head_dim=32
+    ),
     "tiny-moe": Shape("tiny-moe", width=256, layers=6, heads=4, kv_heads=2, ffn=192, experts=16),
 }
 

@@ -36,8 +36,9 @@ class Trigram:
         self.table = torch.from_numpy(table)
         unique, count = np.unique(pairs[:-1] * v + tokens[2:], return_counts=True)
         self.following = unique % v
-        self.contexts, self.start, self.kinds = np.unique(unique // v, return_index=True,
-                                                          return_counts=True)
+        self.contexts, self.start, self.kinds = np.unique(
+            unique // v, return_index=True, return_counts=True
+        )
         seen = np.add.reduceat(count, self.start)
         self.left = DISCOUNT * self.kinds / seen
         self.share = (count - DISCOUNT) / np.repeat(seen, self.kinds)
@@ -54,7 +55,8 @@ class Trigram:
         place = place[row, column]
         position = row * time + column + 1
         result[torch.from_numpy(position)] *= torch.from_numpy(
-            self.left[place].astype(np.float32)).unsqueeze(1)
+            self.left[place].astype(np.float32)
+        ).unsqueeze(1)
         kinds = self.kinds[place]
         within = np.arange(kinds.sum()) - np.repeat(np.cumsum(kinds) - kinds, kinds)
         entry = np.repeat(self.start[place], kinds) + within

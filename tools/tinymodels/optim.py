@@ -33,10 +33,17 @@ def orthogonal(update: Tensor, steps: int) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum with decoupled weight decay."""
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95,
-                 decay: float = 0.02, steps: int = 5) -> None:
-        super().__init__(list(params), {"lr": lr, "momentum": momentum, "decay": decay,
-                                        "steps": steps})
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        decay: float = 0.02,
+        steps: int = 5,
+    ) -> None:
+        super().__init__(
+            list(params), {"lr": lr, "momentum": momentum, "decay": decay, "steps": steps}
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -54,15 +61,17 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
-def optimizers(model: nn.Module, muon_lr: float, adam_lr: float, steps: int = 5
-               ) -> list[torch.optim.Optimizer]:
+def optimizers(
+    model: nn.Module, muon_lr: float, adam_lr: float, steps: int = 5
+) -> list[torch.optim.Optimizer]:
     """Muon for weights of blocks; Adam for embedding, norms and routers."""
     matrices, others = [], []
     for name, p in model.named_parameters():
         is_matrix = p.ndim >= 2 and "embedding" not in name and "router" not in name
         (matrices if is_matrix else others).append(p)
-    adam = torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0,
-                             fused=True)
+    adam = torch.optim.AdamW(
+        others, lr=adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True
+    )
     made: list[torch.optim.Optimizer] = [Muon(matrices, muon_lr, steps=steps), adam]
     for optimizer in made:
         for group in optimizer.param_groups:

@@ -46,11 +46,13 @@ class Phase:
 
 
 PHASES = {
-    "tiny": (Phase(0.62, 3, 8, 512, BASE, 0.6), Phase(0.9, 6, 4, 1024, WITH_CHAT),
-             Phase(1.0, 6, 4, 1024, WITH_COMMON, rate=2.5)),
+    "tiny": (
+        Phase(0.62, 3, 8, 512, BASE, 0.6),
+        Phase(0.9, 6, 4, 1024, WITH_CHAT),
+        Phase(1.0, 6, 4, 1024, WITH_COMMON, rate=2.5),
+    ),
     "tiny-moe": (Phase(0.6, 6, 8, 512, BASE, 0.6), Phase(1.0, 6, 4, 1024, WITH_CHAT, 0.5)),
-    "tiny-draft": (Phase(0.7, 3, 4, 1024, WITH_CHAT, 0.6),
-                   Phase(1.0, 3, 4, 1024, WITH_CHAT, 0.8)),
+    "tiny-draft": (Phase(0.7, 3, 4, 1024, WITH_CHAT, 0.6), Phase(1.0, 3, 4, 1024, WITH_CHAT, 0.8)),
 }
 # Batches of 4096 tokens are small: rates usual for half a million (0.02, 0.004) are too noisy.
 MUON_LR = {"tiny": 0.008, "tiny-moe": 0.008, "tiny-draft": 0.01}
@@ -111,10 +113,14 @@ class Run:
 
     def prepare(self) -> None:
         """Optimisers, data and compiled functions of the current phase."""
-        self.optimizers = optimizers(self.model, MUON_LR[self.name], ADAM_LR[self.name],
-                                     self.args.newton_schulz)
-        mix = {n: w for n, w in self.phase.mix.items()
-               if (self.args.work / "tokens" / f"train-{n}.npy").exists()}
+        self.optimizers = optimizers(
+            self.model, MUON_LR[self.name], ADAM_LR[self.name], self.args.newton_schulz
+        )
+        mix = {
+            n: w
+            for n, w in self.phase.mix.items()
+            if (self.args.work / "tokens" / f"train-{n}.npy").exists()
+        }
         self.mix = Mix(self.args.work / "tokens", mix, self.args.seed + 1000 * self.step)
         self.teacher, self.trigram = None, None
         last = self.phase_index == len(self.phases) - 1
@@ -122,8 +128,9 @@ class Run:
             self.teacher = self.load_teacher()
         elif self.phase.guided:
             streams = self.mix.streams.values()
-            self.trigram = Trigram(np.concatenate([s.tokens for s in streams]),
-                                   self.model.shape.vocabulary)
+            self.trigram = Trigram(
+                np.concatenate([s.tokens for s in streams]), self.model.shape.vocabulary
+            )
         torch._dynamo.reset()
         self.loss = self.plain_loss
         if self.args.compile and self.model.shape.moe:
@@ -179,9 +186,14 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint, then put it in place."""
-        state = {"model": self.model.state_dict(), "phase": self.phase_index, "step": self.step,
-                 "optimizers": [o.state_dict() for o in self.optimizers], "tokens": self.tokens,
-                 "spent": self.spent}
+        state = {
+            "model": self.model.state_dict(),
+            "phase": self.phase_index,
+            "step": self.step,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "tokens": self.tokens,
+            "spent": self.spent,
+        }
         part = self.folder / "checkpoint.part"
         torch.save(state, part)
         part.replace(self.folder / "checkpoint.pt")
@@ -199,9 +211,15 @@ class Run:
                 self.spent += time.monotonic() - began
                 average = loss if not average else 0.95 * average + 0.05 * loss
                 if self.step % 10 == 0:
-                    line = {"step": self.step, "loss": round(average, 4), "rate": round(rate, 3),
-                            "tokens": self.tokens, "spent": round(self.spent, 1),
-                            "phase": self.phase_index, "last": round(loss, 3)}
+                    line = {
+                        "step": self.step,
+                        "loss": round(average, 4),
+                        "rate": round(rate, 3),
+                        "tokens": self.tokens,
+                        "spent": round(self.spent, 1),
+                        "phase": self.phase_index,
+                        "last": round(loss, 3),
+                    }
                     log.write(json.dumps(line) + "\n")
                     log.flush()
                 if time.monotonic() - saved > self.args.save_seconds:
