@@ -70,12 +70,13 @@ LEFT = """
 import argparse, asyncio, os, signal, sys
 from pathlib import Path
 from meshd.cli import try_
+from meshd.paths import SYSTEM
 from meshd.units import policy
 policy.TRIAL = Path(sys.argv[1])
 os.geteuid = lambda: 0
 
 async def trial(*_):
-    with try_._vouched("models: []"):
+    with try_._vouched(SYSTEM, "models: []"):
         assert policy.TRIAL.exists()
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
         await asyncio.sleep(30)
