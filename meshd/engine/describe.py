@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from meshd.engine.build import Binary, EngineBuild
-from meshd.engine.locate import RPC_SERVER, SERVER, Place
+from meshd.engine.locate import BENCH, RPC_SERVER, SERVER, Place
 from meshd.errors import UserError
 from meshd.files import write_atomically
 
@@ -96,7 +96,7 @@ def _examine(place: Place) -> EngineBuild:
     assert server is not None
     version, build = parse_version(_output(server, "--version"))
     started = _rpc_start(place.binary(RPC_SERVER))
-    backends = parse_backends(_output(server, "-v", "--list-devices")) or parse_backends(started)
+    backends = _backends(place, server, started)
     return EngineBuild(
         origin=place.origin,
         root=str(place.root),
@@ -109,6 +109,20 @@ def _examine(place: Place) -> EngineBuild:
         backends=backends,
         help_text=_output(server, "--help", only_stdout=True),
     )
+
+
+def _backends(place: Place, server: Path, started: str) -> tuple[str, ...]:
+    """The backends that any of the engine's programs says it loads.
+
+    llama-server writes its log from a thread of its own and loses the end of it one time in twelve;
+    llama-bench writes at once, but another program may lie in another folder.
+    """
+    texts = [_output(server, "-v", "--list-devices"), started]
+    bench = place.binary(BENCH)
+    if bench is not None:
+        with contextlib.suppress(UserError):
+            texts.insert(0, _output(bench, "--list-devices"))
+    return parse_backends("\n".join(texts))
 
 
 def _output(program: Path, *arguments: str, only_stdout: bool = False) -> str:

@@ -15,6 +15,7 @@ from meshd.paths import Paths
 
 SERVER = "llama-server"
 RPC_SERVER = "ggml-rpc-server"
+BENCH = "llama-bench"
 
 REQUIRED = (
     SERVER,
@@ -22,7 +23,7 @@ REQUIRED = (
     "llama-fit-params",
     "llama-imatrix",
     "llama-perplexity",
-    "llama-bench",
+    BENCH,
 )
 OPTIONAL = ("llama-gguf-split", "llama-quantize", "llama-tokenize")
 
