@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,9 +109,16 @@ def test_the_example_inventory_gives_only_described_variables() -> None:
 )
 @pytest.mark.timeout(320)
 def test_ansible_agrees(command: list[str]) -> None:
-    if shutil.which(command[0]) is None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if shutil.which(command[0], path=path) is None:
         pytest.skip(f"{command[0]} is not installed")
     done = subprocess.run(
-        command, cwd=FOLDER, capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=FOLDER,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
