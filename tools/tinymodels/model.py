@@ -123,6 +123,8 @@ class Mixture(nn.Module):
 
     Tokens are sorted by expert, so each expert is one matrix product.  ``penalty``
     holds the balance loss and z-loss of the last call, ``load`` its choices per expert.
+    Balance is asked of a running mean over some ten batches, not of each batch: a batch
+    of few domains may then lean on their experts (Qiu et al., arXiv:2501.11873).
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -135,6 +137,7 @@ class Mixture(nn.Module):
         self.down = nn.Parameter(torch.zeros(n, shape.width, shape.ffn))
         self.penalty = torch.zeros(())
         self.load = torch.zeros(n)
+        self.share = torch.full((n,), 1.0 / n)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [..., width]."""
@@ -146,8 +149,9 @@ class Mixture(nn.Module):
         weight = weight / weight.sum(-1, keepdim=True)
         counts = torch.bincount(chosen.reshape(-1), minlength=s.experts)
         self.load = counts.detach()
-        share = counts.float() / chosen.numel()
-        balance = s.experts * (share * probabilities.mean(0)).sum()
+        if self.training:
+            self.share = self.share.lerp(counts.float() / chosen.numel(), 0.1)
+        balance = s.experts * (self.share * probabilities.mean(0)).sum()
         self.penalty = 0.01 * balance + 1e-4 * logits.logsumexp(-1).square().mean()
         order = chosen.reshape(-1).argsort(stable=True)
         token = order // s.experts_used

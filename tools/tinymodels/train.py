@@ -30,6 +30,7 @@ from torch import Tensor
 BASE = {"english": 0.25, "man": 0.30, "python": 0.30, "chat": 0.15}
 WITH_CHAT = {"english": 0.18, "man": 0.20, "python": 0.22, "chat": 0.40}
 WITH_COMMON = {"english": 0.10, "man": 0.10, "python": 0.15, "common": 0.65}
+WITH_GREEDY = WITH_CHAT | {"common": 0.2, "greedy": 0.8}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Phase:
     mix: dict[str, float]
     guided: float = 0.0  # share of the trigram model, or of --teacher, in the target
     rate: float = 1.0  # factor on the learning rates
+    sharper: float = 1.0  # factor on the teacher's logits; greedy decoding takes the first
 
 
 PHASES = {
@@ -52,7 +54,10 @@ PHASES = {
         Phase(1.0, 6, 4, 1024, WITH_COMMON, rate=2.5),
     ),
     "tiny-moe": (Phase(0.6, 6, 8, 512, BASE, 0.6), Phase(1.0, 6, 4, 1024, WITH_CHAT, 0.5)),
-    "tiny-draft": (Phase(0.7, 3, 4, 1024, WITH_CHAT, 0.6), Phase(1.0, 3, 4, 1024, WITH_CHAT, 0.8)),
+    "tiny-draft": (
+        Phase(0.25, 3, 4, 1024, WITH_CHAT, 0.6),
+        Phase(1.0, 3, 8, 512, WITH_GREEDY, 1.0, sharper=1.3),
+    ),
 }
 # Batches of 4096 tokens are small: rates usual for half a million (0.02, 0.004) are too noisy.
 MUON_LR = {"tiny": 0.008, "tiny-moe": 0.008, "tiny-draft": 0.01}
@@ -171,7 +176,7 @@ class Run:
         guide = None
         if self.teacher is not None:
             with torch.no_grad():
-                guide = self.teacher(tokens).softmax(-1)
+                guide = (self.phase.sharper * self.teacher(tokens)).softmax(-1)
         elif self.trigram is not None:
             guide = self.trigram(tokens)
         loss: Tensor = self.loss(tokens, targets, guide)
