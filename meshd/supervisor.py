@@ -18,13 +18,13 @@ import structlog
 from meshd import pipeline
 from meshd.config.load import Loaded, SourceFile
 from meshd.errors import UserError
-from meshd.gateway.routes import RoutingTable
 from meshd.health import HealthMonitor, Watched
 from meshd.in_force import ConfigInForce, Sources
 from meshd.notify import Notifier
 from meshd.paths import Paths
 from meshd.pipeline import Observation, Proposal
 from meshd.planner.view import Running
+from meshd.publish import Outlets, Publisher
 from meshd.report import PlanReport
 from meshd.status import NodeStatus
 from meshd.units.spec import Applier, Desired, EngineState, EngineStatus
@@ -42,16 +42,12 @@ class Observer(Protocol):
     async def __call__(self, loaded: Loaded) -> Observation: ...
 
 
-class Memory(Sources, Protocol):
+class Memory(Sources, Outlets, Protocol):
     """The port to what is kept on disk between passes and between lives."""
-
-    def save_good(self, files: tuple[SourceFile, ...], summary: str) -> None: ...
 
     def load_running(self) -> tuple[tuple[Running, ...], int]: ...
 
     def save_running(self, running: tuple[Running, ...], generation: int) -> None: ...
-
-    def write_routes(self, table: RoutingTable) -> None: ...
 
 
 class Supervisor:
@@ -91,12 +87,10 @@ class Supervisor:
         self._listen: tuple[str, ...] | None = None
         self._door_error = ""
         self._blind = ""
-        self._table_error = ""
         self._proposal: Proposal | None = None
         self._apply_errors: tuple[str, ...] = ()
         self._running, self._generation = memory.load_running()
-        self._table: RoutingTable | None = None
-        self._status: NodeStatus | None = None
+        self._publisher = Publisher(paths, memory, notifier, self._wake.set)
 
     # -- what the outside may ask ---------------------------------------------------------------
 
@@ -111,9 +105,9 @@ class Supervisor:
 
     def status(self) -> NodeStatus:
         """:raises UserError: before the first pass."""
-        if self._status is None:
+        if self._publisher.status is None:
             raise UserError("meshd is still starting", hint="try again in a moment")
-        return self._status
+        return self._publisher.status
 
     async def preview(self, files: tuple[SourceFile, ...]) -> PlanReport:
         """What `files` would change, with nothing changed."""
@@ -300,7 +294,7 @@ class Supervisor:
 
     def _troubles(self) -> tuple[str, ...]:
         config = self._config
-        doors = (self._door_error, self._table_error)
+        doors = (self._door_error, self._publisher.table_error)
         return (config.fallback, config.rejected, self._blind, *doors, *self._apply_errors)
 
     def _publish(self, loaded: Loaded, proposal: Proposal) -> None:
@@ -313,24 +307,4 @@ class Supervisor:
             generation=self._generation,
             trial_ends_s=trial.ends_s if trial else None,
         )
-        table = pipeline.routes(loaded.config, proposal, status, self._paths, self._table)
-        if table != self._table:
-            self._write_routes(table)
-        if self._status is None or status.sentence != self._status.sentence:
-            _log.info(status.sentence)
-            self._notifier.status(status.sentence)
-        self._status = status
-        if status.good and trial is None:
-            self._memory.save_good(loaded.files, status.sentence)
-
-    def _write_routes(self, table: RoutingTable) -> None:
-        before, self._table_error = self._table_error, ""
-        try:
-            self._memory.write_routes(table)
-            self._table = table
-        except OSError as error:
-            # The gateway goes on with the table it has; the next pass tries again.
-            self._table_error = f"the routing table cannot be written: {error}"
-        if self._table_error != before:
-            _log.error(self._table_error or "the routing table can be written again")
-            self._wake.set()
+        self._publisher.publish(loaded, proposal, status, on_trial=trial is not None)
