@@ -46,16 +46,6 @@ def backend_packages(render_nodes: tuple[str, ...]) -> tuple[str, ...]:
     return ("libggml0-backend-vulkan",) if render_nodes else ()
 
 
-def ensure(
-    paths: Paths | None = None,
-    environment: Mapping[str, str] = os.environ,
-    *,
-    progress: Progress = lambda line: None,
-) -> EngineBuild:
-    """The engine of this machine, installed if there is none. See `install` for the errors."""
-    return install(paths, environment, progress=progress)
-
-
 def install(
     paths: Paths | None = None,
     environment: Mapping[str, str] = os.environ,

@@ -17,7 +17,6 @@ from meshd.planner.needs import needs
 from meshd.planner.plan import Code, Decision, DeviceUse, Layout, Plan, Reason, Strategy
 from meshd.planner.view import Candidate, ClusterView, NodeView, Running
 
-MIB = 1024**2
 GIB = 1024**3
 
 # A context that serves a conversation with tools; more is taken while memory is there.
