@@ -29,9 +29,37 @@ class Quality(StrEnum):
     FAIR = "fair"
 
 
+class Preset(StrEnum):
+    """How fast a silent node is missed: within 3 s on one network, within 10 s over the internet."""
+
+    LAN = "lan"
+    WAN = "wan"
+
+
+class Core(StrEnum):
+    """Whether this node relays for others: as the mesh needs it, always, or never."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class MeshSettings:
+    """:ivar secret: file with the mesh's shared secret; where there is none, the node is alone.
+
+    :ivar listen: where other nodes reach this one: QUIC over UDP and HTTPS over TCP on one port.
+    :ivar advertise: ``host`` or ``host:port`` told to others; auto: this machine's addresses.
+    :ivar peers: ``host`` or ``host:port`` of nodes to join through; any one that answers is enough.
+    """
+
     name: str = "mesh"
+    secret: str = "/etc/mesh/secret"  # noqa: S105 -- where it lies, not what it is
+    listen: str = "[::]:9338"
+    advertise: Auto | tuple[str, ...] = "auto"
+    peers: tuple[str, ...] = ()
+    preset: Preset = Preset.LAN
+    core: Core = Core.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +82,18 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
+    """:ivar max: auto: as many as demand asks for and idle memory holds."""
+
     min: int = 1
-    max: int = 1
+    max: Auto | int = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """:ivar source: absolute path, or a path or glob searched in node.model_dirs."""
+    """:ivar source: absolute path, or a path or glob searched in node.model_dirs.
+
+    :ivar nodes: names or ids of the only nodes that may run it; auto for any.
+    """
 
     name: str
     source: str
@@ -69,6 +102,18 @@ class ModelSettings:
     replicas: Replicas = Replicas()
     quality: Quality = Quality.EXACT
     aliases: tuple[str, ...] = ()
+    nodes: Auto | tuple[str, ...] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class DemandSettings:
+    """:ivar half_life_s: after which a request counts half; in YAML a time such as ``30min``.
+
+    :ivar dwell_s: a replica that was loaded stays at least so long, whatever demand does.
+    """
+
+    half_life_s: float = 1800.0
+    dwell_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +139,7 @@ class Config:
     mesh: MeshSettings = MeshSettings()
     node: NodeSettings = NodeSettings()
     models: tuple[ModelSettings, ...] = ()
+    demand: DemandSettings = DemandSettings()
     gateway: GatewaySettings = GatewaySettings()
     console: ConsoleSettings = ConsoleSettings()
     discovery: DiscoverySettings = field(default_factory=DiscoverySettings)

@@ -19,12 +19,32 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One engine that serves a model. :ivar socket: path of its Unix socket on this node."""
+    """One engine that serves a model, on this node or behind another node's peer door.
+
+    :ivar node: its node's id. :ivar name: that node's name for people, "" for the same as the id.
+    :ivar socket: path of its Unix socket on this node, "" when it is elsewhere.
+    :ivar address: ``host:port`` of the other node's peer door, "" when it is here.
+    :ivar suspect: its node is missed just now; used only when nothing better is there.
+    :ivar weights: fingerprint of the model's content: equal for true replicas.
+    :ivar busy: slots in use and requests waiting there, as its node last said.
+    :ivar rtt_ms: to its node, 0 here or when not measured.
+    """
 
     node: str
     socket: str
     ready: bool
     slots: int
+    address: str = ""
+    name: str = ""
+    suspect: bool = False
+    weights: str = ""
+    busy: int = 0
+    rtt_ms: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What tells engines apart: the socket here, node and address elsewhere."""
+        return self.socket or f"{self.node}@{self.address}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +68,34 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """A node of the mesh that a client may turn to. :ivar address: of its peer door."""
+
+    node: str
+    address: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RoutingTable:
-    """:ivar generation: counts up with every change by one brain."""
+    """:ivar generation: counts up with every change by one brain.
+
+    :ivar peers: nodes with a peer door, this one included, nearest first.
+    :ivar revoked: ids of nodes whose certificates are no longer honoured.
+    :ivar tls: folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` of this node in the mesh, ""
+        where there is no mesh: then there is no peer door either.
+    :ivar mesh: the mesh's id, "" without one.
+    """
 
     schema: int = SCHEMA
     generation: int = 0
     node: str = "local"
     routes: tuple[Route, ...] = ()
     max_body_bytes: int = 64 * 1024 * 1024
+    mesh: str = ""
+    tls: str = ""
+    peers: tuple[Peer, ...] = ()
+    revoked: tuple[str, ...] = ()
 
 
 class RoutingTableError(ValueError):

@@ -1,0 +1,219 @@
+"""What a node says of itself to all others: one record, one writer, a few kilobytes.
+
+Only facts and the node's own deeds stand here; what the mesh decides is computed from all records
+by everyone. Fields may be added with a default; a reader passes over those it does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+SCHEMA = 1
+RECORD_MAX_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """The engine's build. :ivar rpc_protocol: the triple that rpc-server announces."""
+
+    version: str
+    package: str = ""
+    ggml: str = ""
+    build: int | None = None
+    rpc_protocol: tuple[int, int, int] | None = None
+    backends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """A GPU, or the host's memory under the id ``ram``.
+
+    :ivar plannable_bytes: what engines of the mesh may use in all: free now, plus what they
+        already hold, less the reserve. Rounded, so that noise is no change.
+    :ivar bandwidth_bytes_s: measured memory bandwidth, 0 when not measured.
+    """
+
+    id: str
+    name: str
+    total_bytes: int
+    free_bytes: int
+    plannable_bytes: int
+    bandwidth_bytes_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModel:
+    """A model on this node's disk. :ivar fingerprint: of its content, `models.fingerprint`."""
+
+    fingerprint: str
+    file: str
+    size_bytes: int
+    architecture: str = ""
+    quantisation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A model that this node's configuration names, as the whole mesh should serve it.
+
+    :ivar context: tokens a request, 0 for auto; ``slots`` likewise.
+    :ivar most: replicas at most, None for as many as demand asks for.
+    :ivar nodes: names or ids of the only nodes that may run it; empty for any.
+    """
+
+    model: str
+    source: str
+    context: int = 0
+    slots: int = 0
+    least: int = 1
+    most: int | None = None
+    quality: str = "exact"
+    aliases: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes on one device. :ivar device: a `DeviceRecord.id`."""
+
+    device: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """How this node would serve a model if it had nothing else to do; its own planner says so.
+
+    :ivar strategy: `planner.plan.Strategy`; ``wait`` when it cannot, and `problem` says why.
+    :ivar tokens_s: measured or predicted decode speed of one request, 0 when unknown.
+    :ivar problem: one sentence, with `code` (`planner.plan.Code`).
+    """
+
+    model: str
+    fingerprint: str
+    strategy: str
+    context: int = 0
+    slots: int = 0
+    memory: tuple[MemoryUse, ...] = ()
+    tokens_s: float = 0.0
+    capabilities: tuple[str, ...] = ()
+    created_s: int = 0
+    code: str = ""
+    problem: str = ""
+
+
+class Stage(StrEnum):
+    """How far an assignment has come. CLAIMED: about to start, unless somebody has a better claim."""
+
+    CLAIMED = "claimed"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A model that this node runs or is about to.
+
+    :ivar term: the node's own counter of claims to this model.
+    :ivar progress: of loading, 0 to 1, in steps of a tenth.
+    :ivar settled: it has run for the minimum dwell and may be given up.
+    """
+
+    model: str
+    fingerprint: str
+    stage: Stage
+    term: int = 0
+    context: int = 0
+    slots: int = 0
+    memory: tuple[MemoryUse, ...] = ()
+    progress: float = 0.0
+    settled: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A host's wish for a split: who should take part, in this term."""
+
+    model: str
+    term: int
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A member's yes to a host's intent of the same term."""
+
+    model: str
+    term: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """How busy this node's engine for a model is. :ivar tokens_s: over all of its slots."""
+
+    model: str
+    busy: int = 0
+    waiting: int = 0
+    tokens_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RttRecord:
+    """Round trip to a peer, over the last window."""
+
+    peer: str
+    min_ms: float
+    median_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorSummary:
+    passed: int = 0
+    warnings: int = 0
+    failures: int = 0
+    worst: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One node.
+
+    :ivar id: hash of its public key (`mesh.identity.node_id`).
+    :ivar name: for people: its hostname, not unique.
+    :ivar addresses: ``host:port`` where its peer door (HTTPS, TCP) listens; a core's QUIC has the
+        same port over UDP. Most likely to be reachable first.
+    :ivar core: it relays for others.
+    :ivar session: made anew at every start: two nodes with one identity are told apart by it.
+    """
+
+    id: str
+    name: str = ""
+    role: str = "auto"
+    addresses: tuple[str, ...] = ()
+    core: bool = False
+    session: str = ""
+    software: str = ""
+    schema: int = SCHEMA
+    engine: EngineRecord | None = None
+    devices: tuple[DeviceRecord, ...] = ()
+    held: tuple[HeldModel, ...] = ()
+    wishes: tuple[Wish, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    assignments: tuple[Assignment, ...] = ()
+    intents: tuple[Intent, ...] = ()
+    leases: tuple[Lease, ...] = ()
+    load: tuple[ModelLoad, ...] = ()
+    rtt: tuple[RttRecord, ...] = ()
+    doctor: DoctorSummary | None = None
+
+    def offer(self, model: str) -> Offer | None:
+        return next((offer for offer in self.offers if offer.model == model), None)
+
+    def assignment(self, model: str) -> Assignment | None:
+        return next((one for one in self.assignments if one.model == model), None)
