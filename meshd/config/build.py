@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from meshd.config.durations import format_duration, parse_duration
 from meshd.config.settings import (
     Config,
     ConsoleSettings,
+    Core,
+    DemandSettings,
     DiscoverySettings,
     GatewaySettings,
     MeshSettings,
     ModelSettings,
     NodeSettings,
+    Preset,
     Quality,
     Replicas,
     Reserve,
@@ -30,9 +34,10 @@ def build(data: Section) -> Config:
     :param data: as `merge` leaves it: valid by the schema, no ``merge:`` or ``replace:``.
     """
     return Config(
-        mesh=replace(MeshSettings(), **data.get("mesh", {})),
+        mesh=_mesh(data.get("mesh", {})),
         node=_node(data.get("node", {})),
         models=tuple(_model(item) for item in data.get("models", ())),
+        demand=_demand(data.get("demand", {})),
         gateway=_gateway(data.get("gateway", {})),
         console=replace(ConsoleSettings(), **data.get("console", {})),
         discovery=replace(DiscoverySettings(), **data.get("discovery", {})),
@@ -51,18 +56,31 @@ def to_data(config: Config) -> dict[str, Any]:
                 "replicas": {"min": model.replicas.min, "max": model.replicas.max},
                 "quality": str(model.quality),
                 "aliases": list(model.aliases),
+                "nodes": _auto_or_list(model.nodes),
             }
             for model in config.models
         ],
-        "mesh": {"name": config.mesh.name},
+        "mesh": {
+            "name": config.mesh.name,
+            "secret": config.mesh.secret,
+            "peers": list(config.mesh.peers),
+            "listen": config.mesh.listen,
+            "advertise": _auto_or_list(config.mesh.advertise),
+            "preset": str(config.mesh.preset),
+            "core": str(config.mesh.core),
+        },
         "node": {
             "role": str(config.node.role),
             "reserve": {
                 "vram": format_size(config.node.reserve.vram_bytes),
                 "ram": format_size(config.node.reserve.ram_bytes),
             },
-            "gpus": "auto" if config.node.gpus == "auto" else list(config.node.gpus),
+            "gpus": _auto_or_list(config.node.gpus),
             "model_dirs": list(config.node.model_dirs),
+        },
+        "demand": {
+            "half_life": format_duration(config.demand.half_life_s),
+            "dwell": format_duration(config.demand.dwell_s),
         },
         "gateway": {
             "listen": list(config.gateway.listen),
@@ -71,6 +89,27 @@ def to_data(config: Config) -> dict[str, Any]:
         "console": {"enabled": config.console.enabled, "listen": config.console.listen},
         "discovery": {"lan": config.discovery.lan, "nostr": config.discovery.nostr},
     }
+
+
+def _auto_or_list(value: str | tuple[str, ...]) -> str | list[str]:
+    return value if isinstance(value, str) else list(value)
+
+
+def _mesh(data: Section) -> MeshSettings:
+    given = dict(data)
+    if "peers" in given:
+        given["peers"] = tuple(given["peers"])
+    if given.get("advertise", "auto") != "auto":
+        given["advertise"] = tuple(given["advertise"])
+    if "preset" in given:
+        given["preset"] = Preset(given["preset"])
+    if "core" in given:
+        given["core"] = Core(given["core"])
+    return MeshSettings(**given)
+
+
+def _demand(data: Section) -> DemandSettings:
+    return DemandSettings(**{f"{key}_s": parse_duration(text) for key, text in data.items()})
 
 
 def _node(data: Section) -> NodeSettings:
@@ -110,10 +149,11 @@ def _model(data: Section) -> ModelSettings:
         given["quality"] = Quality(given["quality"])
     if "aliases" in given:
         given["aliases"] = tuple(given["aliases"])
+    if given.get("nodes", "auto") != "auto":
+        given["nodes"] = tuple(given["nodes"])
     return ModelSettings(**given)
 
 
 def _replicas(data: Section) -> Replicas:
-    low = int(data["min"]) if "min" in data else 1
-    # Who asks for at least three means at most three as well, unless they say otherwise.
-    return Replicas(min=low, max=int(data["max"]) if "max" in data else max(low, 1))
+    most = data.get("max", "auto")
+    return Replicas(min=int(data.get("min", 1)), max="auto" if most == "auto" else int(most))

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meshd.config.addresses import Address, parse_address
+from meshd.config.durations import format_duration
 from meshd.config.findings import Finding, Mark, Severity, did_you_mean, finding, quoted
 from meshd.config.settings import MIB, Config, ModelSettings, Quality
 from meshd.config.tree import Entry, ListNode, MapNode, Node, Path, Scalar
 
 _BODY_BYTES = (64 * 1024, 4096 * MIB)
 _RESERVE_BYTES = 1024 * 1024 * MIB * 16
+_DEMAND_S = {"half_life": (60, 7 * 86400), "dwell": (0, 86400)}
 _SMALL_CONTEXT = 512
 _LARGE_TOTAL_CONTEXT = 16 * 1024 * 1024
 
@@ -63,10 +65,10 @@ def check(config: Config, tree: MapNode, texts: Mapping[str, str]) -> list[Findi
         _model(model, index, book)
     _listening(config, book)
     _sizes(config, book)
-    for key in ("lan", "nostr"):
-        if getattr(config.discovery, key):
-            message = f"discovery.{key} has no effect in this version, which runs one node"
-            book.say(("discovery", key), message, severity=Severity.WARNING)
+    _demand(config, book)
+    if config.discovery.nostr:
+        message = "discovery.nostr has no effect in this version"
+        book.say(("discovery", "nostr"), message, severity=Severity.WARNING)
     return book.findings
 
 
@@ -104,12 +106,12 @@ def _names(models: Sequence[ModelSettings], book: _Book) -> None:
 def _model(model: ModelSettings, index: int, book: _Book) -> None:
     here: Path = ("models", index)
     _source(model.source, (*here, "source"), book)
-    if model.replicas.min > model.replicas.max:
-        message = f"replicas.min ({model.replicas.min}) is above max ({model.replicas.max})"
-        book.say((*here, "replicas", "min"), message)
-    elif model.replicas.max > 1:
-        message = "more than one replica has no effect in this version, which runs one node"
-        book.say((*here, "replicas"), message, severity=Severity.NOTE)
+    least, most = model.replicas.min, model.replicas.max
+    if most != "auto" and least > most:
+        book.say((*here, "replicas", "min"), f"replicas.min ({least}) is above max ({most})")
+    if model.nodes != "auto" and least > len(model.nodes):
+        message = f"{least} replicas do not fit on {len(model.nodes)} nodes"
+        book.say((*here, "replicas", "min"), message, "name more nodes, or ask for fewer replicas")
     if model.quality is not Quality.EXACT:
         message = f"quality {model.quality} has no effect: this version serves every model exactly"
         book.say((*here, "quality"), message, severity=Severity.NOTE)
@@ -147,6 +149,7 @@ def _listening(config: Config, book: _Book) -> None:
     ]
     if config.console.enabled:
         places.append((("console", "listen"), config.console.listen))
+    places.append((("mesh", "listen"), config.mesh.listen))
     taken: list[tuple[str, Address]] = []
     for path, text in places:
         try:
@@ -162,9 +165,16 @@ def _listening(config: Config, book: _Book) -> None:
                 break
         else:
             taken.append((f"{path[0]}.listen {text}", address))
-        if not address.loopback:
+        if not address.loopback and path[0] != "mesh":
             message = f"{text} can be reached from other machines, and asks for no password"
             book.say(path, message, severity=Severity.WARNING)
+
+
+def _demand(config: Config, book: _Book) -> None:
+    for key, (low_s, high_s) in _DEMAND_S.items():
+        if not low_s <= getattr(config.demand, f"{key}_s") <= high_s:
+            limits = f"from {format_duration(low_s)} to {format_duration(high_s)}"
+            book.say(("demand", key), f"demand.{key} must be {limits}")
 
 
 def _sizes(config: Config, book: _Book) -> None:

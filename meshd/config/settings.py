@@ -30,7 +30,7 @@ class Quality(StrEnum):
 
 
 class Preset(StrEnum):
-    """How fast a silent node is missed: within 3 s on one network, within 10 s over the internet."""
+    """How soon a silent node is missed: within 3 s on one network, 10 s over the internet."""
 
     LAN = "lan"
     WAN = "wan"

@@ -199,7 +199,7 @@ def test_all_findings_of_all_files_are_listed():
     [
         ("modells: []", 'unknown key "modells"', "did you mean 'models'?"),
         ("slots: 2", 'unknown key "slots"', "it belongs at models[].slots"),
-        ("zzz: 2", 'unknown key "zzz"', "known here: console, discovery"),
+        ("zzz: 2", 'unknown key "zzz"', "known here: console, demand, discovery"),
         ("node: {role: srve}", "node.role must be one of", "did you mean 'serve'?"),
         ("node: {role: 7}", "not 7", "in quotes"),
         ("node: [a]", "node must be a section with keys of its own, not a list", ""),
@@ -272,6 +272,13 @@ def test_weak_guesses_are_not_made():
         ("console: {listen: '127.0.0.1:70000'}", "from 1 to 65535"),
         ("gateway: {max_body: 1B}", "from 64KiB to 4GiB"),
         ("node: {reserve: {ram: 999999TB}}", "at most 16TiB"),
+        ("demand: {half_life: 1s}", "from 1min to 7d"),
+        ("demand: {dwell: 3d}", "from 0s to 1d"),
+        ("mesh: {listen: '127.0.0.1:9337'}", "the mesh cannot listen on"),
+        (
+            "models: [{name: a, source: y, nodes: [b], replicas: {min: 2}}]",
+            "2 replicas do not fit on 1 nodes",
+        ),
     ],
 )
 def test_meaning_errors(text, message):
@@ -286,7 +293,10 @@ def test_meaning_errors(text, message):
         "console: {listen: '[::1]:9337'}",
         "gateway: {listen: ['127.0.0.1:1', '127.0.0.1:2', '[::1]:1']}",
         "node: {gpus: []}",
-        "models: [{name: a, source: x, replicas: {min: 1}}]",
+        "models: [{name: a, source: x, replicas: {min: 3}}]",
+        "models: [{name: a, source: x, replicas: {min: 0, max: auto}, nodes: [box1]}]",
+        "mesh: {name: lab, peers: [box1, '10.0.0.2:9338', '[fd00::1]'], preset: wan, core: never}",
+        "demand: {half_life: 2h, dwell: 90s}",
         "models: []",
     ],
 )
@@ -299,17 +309,12 @@ def test_what_is_in_order(text):
     [
         ("gateway: {listen: ['0.0.0.0:1']}", Severity.WARNING, "other machines"),
         ("console: {listen: '192.168.0.7:1'}", Severity.WARNING, "other machines"),
-        ("discovery: {lan: true}", Severity.WARNING, "discovery.lan has no effect"),
+        ("discovery: {nostr: true}", Severity.WARNING, "discovery.nostr has no effect"),
         ("models: [{name: a, source: x, context: 100}]", Severity.WARNING, "too small"),
         (
             "models: [{name: a, source: x, context: 16777216, slots: 2}]",
             Severity.WARNING,
             "2 slots of 16777216 tokens",
-        ),
-        (
-            "models: [{name: a, source: x, replicas: {min: 2}}]",
-            Severity.NOTE,
-            "more than one replica",
         ),
         ("models: [{name: a, source: x, quality: fair}]", Severity.NOTE, "quality fair"),
     ],
@@ -328,7 +333,7 @@ def test_findings_of_meaning_point_into_the_file_that_said_it():
 
 
 def test_findings_keep_the_order_of_the_layers():
-    first = "discovery: {lan: true}"
+    first = "console: {listen: '0.0.0.0:2'}"
     found = load(first, "gateway: {listen: ['0.0.0.0:1']}", "discovery: {nostr: true}").findings
     assert [one.file for one in found] == ["0.yaml", "1.yaml", "2.yaml"]
 

@@ -92,7 +92,13 @@ def test_the_schema_s_defaults_are_the_built_in_ones():
 
 
 def test_every_field_has_a_key():
-    yaml_name = {"vram_bytes": "vram", "ram_bytes": "ram", "max_body_bytes": "max_body"}
+    yaml_name = {
+        "vram_bytes": "vram",
+        "ram_bytes": "ram",
+        "max_body_bytes": "max_body",
+        "half_life_s": "half_life",
+        "dwell_s": "dwell",
+    }
 
     def fields(cls):
         for field in dataclasses.fields(cls):
