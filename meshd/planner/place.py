@@ -6,24 +6,18 @@ that moved a little never restarts an engine. Everything else is decided in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from meshd.config.settings import Config, ModelSettings, Role
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Gpu
-from meshd.planner.layout import RAM, Budgets, mixed_layouts, whole_layouts
-from meshd.planner.needs import needs
+from meshd.planner.fit import Shape, first_fit, shape_memory, shapes
+from meshd.planner.layout import RAM, Budgets
 from meshd.planner.plan import Code, Decision, DeviceUse, Layout, Plan, Reason, Strategy
 from meshd.planner.view import Candidate, ClusterView, NodeView, Running
 
 GIB = 1024**3
 
-# A context that serves a conversation with tools; more is taken while memory is there.
-_GOOD_CONTEXT = 8192
-_MOST_CONTEXT = 65536
-_LEAST_CONTEXT = 2048
-_SLOTS = (4, 2, 1)
 _WITHOUT_GPU = (Code.NO_GPU, Code.NO_GPU_BACKEND)
 # llama-server keeps old prompts in host memory (--cache-ram); a share of the RAM, bounded.
 _PROMPT_CACHE_SHARE = 20
@@ -33,7 +27,7 @@ _PROMPT_CACHE_MOST_BYTES = 8 * GIB
 def plan(view: ClusterView, config: Config) -> Plan:
     """Decide for every model of the config; the same view and config give the same plan."""
     node = next(node for node in view.nodes if node.id == view.me)
-    budgets = _budgets(node, config)
+    budgets = budgets_of(node, config)
     kept = {
         model.name: running.decision
         for model in config.models
@@ -41,23 +35,40 @@ def plan(view: ClusterView, config: Config) -> Plan:
     }
     for decision in kept.values():
         budgets = _after(decision, node, budgets)
-    decisions = []
+    fresh = {}
     for model in config.models:
-        if model.name in kept:
-            decisions.append(kept[model.name])
-            continue
-        decision = _decide(node, config, model, budgets)
-        budgets = _after(decision, node, budgets)
-        decisions.append(decision)
-    return Plan(tuple(decisions))
+        if model.name not in kept:
+            fresh[model.name] = _decide(node, config, model, budgets, modest=True)
+            budgets = _after(fresh[model.name], node, budgets)
+    # Long contexts only take what every model of the config leaves over.
+    for model in config.models:
+        if model.name in fresh and fresh[model.name].served:
+            room = _after(fresh[model.name], node, budgets, sign=-1)
+            grown = _decide(node, config, model, room, modest=False)
+            budgets = _after(grown, node, room)
+            fresh[model.name] = grown
+    both = {**kept, **fresh}
+    return Plan(tuple(both[model.name] for model in config.models))
 
 
-def _after(decision: Decision, node: NodeView, budgets: Budgets) -> Budgets:
-    """What a decision leaves to the others: less its memory, and the prompts that it may keep."""
+def offer(node: NodeView, config: Config, model: ModelSettings) -> Decision:
+    """How this node would serve a model if it had no other; what runs of it stays as it is."""
+    running = _keepable(node, config, model)
+    if running is not None:
+        return running.decision
+    return _decide(node, config, model, budgets_of(node, config), modest=True)
+
+
+def _after(decision: Decision, node: NodeView, budgets: Budgets, *, sign: int = 1) -> Budgets:
+    """What a decision leaves to the others: less its memory, and the prompts that it may keep.
+
+    :param sign: -1 gives it back.
+    """
     if not decision.served:
         return budgets
-    cache_bytes = prompt_cache_bytes(node.hardware.ram.total_bytes)
-    return budgets.without(decision.memory).less(RAM, cache_bytes)
+    for use in decision.memory:
+        budgets = budgets.less(use.device, sign * use.total_bytes)
+    return budgets.less(RAM, sign * prompt_cache_bytes(node.hardware.ram.total_bytes))
 
 
 def prompt_cache_bytes(ram_total_bytes: int) -> int:
@@ -65,7 +76,7 @@ def prompt_cache_bytes(ram_total_bytes: int) -> int:
     return min(_PROMPT_CACHE_MOST_BYTES, ram_total_bytes // _PROMPT_CACHE_SHARE)
 
 
-def _budgets(node: NodeView, config: Config) -> Budgets:
+def budgets_of(node: NodeView, config: Config) -> Budgets:
     """What may be planned with: measured free memory, plus our own engines', less the reserve."""
     # A unified device's memory is the RAM: one budget for both, so it is not spent twice.
     unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
@@ -144,7 +155,9 @@ def _blocker(
     return None
 
 
-def _decide(node: NodeView, config: Config, model: ModelSettings, budgets: Budgets) -> Decision:
+def _decide(
+    node: NodeView, config: Config, model: ModelSettings, budgets: Budgets, *, modest: bool
+) -> Decision:
     wait = Decision(model.name, Strategy.WAIT, node.id, asked=_asked(model))
     candidate = node.candidate(model.name)
     blocked = _blocker(node, config, model, candidate)
@@ -156,15 +169,16 @@ def _decide(node: NodeView, config: Config, model: ModelSettings, budgets: Budge
     facts = candidate.facts
     budgets = budgets.less(RAM, prompt_cache_bytes(node.hardware.ram.total_bytes))
     notes = _notes(node)
-    shapes = tuple(_shapes(facts, model))
-    found = _first_fit(facts, node.gpus, shapes, budgets)
+    tried = tuple(shapes(facts, model, modest=modest))
+    found = first_fit(facts, node.gpus, tried, budgets)
     if found is None:
         return replace(
             wait,
-            blockers=(*notes, _shortfall(facts, node.gpus, shapes, budgets)),
+            blockers=(*notes, _shortfall(facts, node.gpus, tried, budgets)),
             next_step="free memory, lower context or slots, or take a smaller quantisation",
         )
     layout, shape = found
+    wished = next(shapes(facts, model, modest=False))
     return replace(
         wait,
         strategy=_strategy(facts, layout),
@@ -172,66 +186,8 @@ def _decide(node: NodeView, config: Config, model: ModelSettings, budgets: Budge
         slots=shape.slots,
         layout=layout,
         memory=shape.memory,
-        reasons=(_chosen(facts, layout), *notes, *_trimmed(shape, shapes)),
+        reasons=(_chosen(facts, layout), *notes, *_trimmed(shape, wished)),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    context: int
-    slots: int
-    memory: tuple[DeviceUse, ...] = ()
-
-
-def _shapes(facts: GgufFacts, model: ModelSettings) -> Iterator[_Shape]:
-    """Contexts and slots to try, best first: many short slots before few, long contexts last."""
-    trained = facts.context_train or _GOOD_CONTEXT
-    slots = _SLOTS if model.slots == "auto" else (model.slots,)
-    if model.context != "auto":
-        for count in slots:
-            yield _Shape(model.context, count)
-        return
-    for context in _halvings(min(trained, _MOST_CONTEXT), min(trained, _GOOD_CONTEXT)):
-        yield _Shape(context, slots[0])
-    for count in slots[1:]:
-        yield _Shape(min(trained, _GOOD_CONTEXT), count)
-    if trained > _LEAST_CONTEXT:
-        shorter = min(trained, _GOOD_CONTEXT) // 2
-        for context in _halvings(shorter, _LEAST_CONTEXT):
-            yield _Shape(context, slots[-1])
-
-
-def _halvings(first: int, last: int) -> Iterator[int]:
-    """From `first` down to `last` by powers of two, both ends included."""
-    value = first
-    while value > last:
-        yield value
-        value = 1 << ((value - 1).bit_length() - 1)
-    yield last
-
-
-def _first_fit(
-    facts: GgufFacts, gpus: tuple[Gpu, ...], shapes: tuple[_Shape, ...], budgets: Budgets
-) -> tuple[Layout, _Shape] | None:
-    """Whole on GPUs before parts in RAM; within each, a good context before a short one."""
-    good = min(facts.context_train or _GOOD_CONTEXT, _GOOD_CONTEXT)
-    roomy = tuple(shape for shape in shapes if shape.context >= good and shape.slots == _SLOTS[0])
-    tight = tuple(shape for shape in shapes if shape not in roomy)
-    for layouts in (whole_layouts, mixed_layouts):
-        for group in filter(None, (roomy, tight)):
-            for layout in layouts(facts, gpus, budgets):
-                # The last shape takes least: most layouts are ruled out by it alone.
-                if not budgets.hold(_memory(facts, layout, group[-1])):
-                    continue
-                for shape in group:
-                    memory = _memory(facts, layout, shape)
-                    if budgets.hold(memory):
-                        return layout, replace(shape, memory=memory)
-    return None
-
-
-def _memory(facts: GgufFacts, layout: Layout, shape: _Shape) -> tuple[DeviceUse, ...]:
-    return needs(facts, layout, context=shape.context, slots=shape.slots)
 
 
 def _strategy(facts: GgufFacts, layout: Layout) -> Strategy:
@@ -264,8 +220,7 @@ def _notes(node: NodeView) -> tuple[Reason, ...]:
     return ()
 
 
-def _trimmed(best: _Shape, shapes: tuple[_Shape, ...]) -> tuple[Reason, ...]:
-    wished = shapes[0]
+def _trimmed(best: Shape, wished: Shape) -> tuple[Reason, ...]:
     if (best.context, best.slots) == (wished.context, wished.slots):
         return ()
     text = (
@@ -276,11 +231,11 @@ def _trimmed(best: _Shape, shapes: tuple[_Shape, ...]) -> tuple[Reason, ...]:
 
 
 def _shortfall(
-    facts: GgufFacts, gpus: tuple[Gpu, ...], shapes: tuple[_Shape, ...], budgets: Budgets
+    facts: GgufFacts, gpus: tuple[Gpu, ...], shapes: tuple[Shape, ...], budgets: Budgets
 ) -> Reason:
     """By how much the smallest shape misses, all of it in RAM: the last resort that failed too."""
     least = shapes[-1]
-    memory = _memory(facts, Layout(), least)
+    memory = shape_memory(facts, Layout(), least)
     wanted = sum(use.total_bytes for use in memory)
     have = max(0, budgets.free(RAM))
     text = (

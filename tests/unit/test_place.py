@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.config.settings import NodeSettings, Reserve, Role
-from meshd.planner import place
+from meshd.planner import fit
 from meshd.planner.layout import RAM
 from meshd.planner.needs import needs
-from meshd.planner.place import plan, prompt_cache_bytes
+from meshd.planner.place import offer, plan, prompt_cache_bytes
 from meshd.planner.plan import Code, Decision, Strategy
 from meshd.planner.view import Running
 from tests.unit.worlds import GIB, MIB, config, facts, gpu, node, view, wants
@@ -255,7 +255,7 @@ def test_what_fits_nowhere_is_soon_said(monkeypatch: pytest.MonkeyPatch) -> None
         tried.append(arguments)
         return needs(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(place, "needs", counted)
+    monkeypatch.setattr(fit, "needs", counted)
     gpus = tuple(gpu(f"GPU-{number}", 20) for number in range(4))
     huge = facts(layers=40, layer_bytes=8 * GIB, expert_share=0.9, train=131072)
     assert not only(plan(view(node(*gpus, models={"m": huge})), config(wants("m")))).served
@@ -289,3 +289,30 @@ def test_no_device_is_ever_promised_more_than_it_has(
         free = next((g.free_bytes for g in gpus if g.id == device), int(ram * GIB))
         limit = free - (keep.ram_bytes if device == RAM else keep.vram_bytes)
         assert total <= max(0, limit)
+
+
+def test_a_long_context_takes_only_what_the_other_models_leave() -> None:
+    both = {"a": facts(layers=16), "b": facts(layers=16)}
+    one = node(gpu(free_gib=14), models=both, ram_gib=6)
+    planned = plan(view(one), config(wants("a"), wants("b")))
+    assert [d.strategy for d in planned.decisions] == [Strategy.SOLO_GPU, Strategy.SOLO_GPU]
+    alone = plan(view(one), config(wants("a"))).decisions[0]
+    assert alone.context > planned.decisions[0].context >= 8192
+
+
+def test_an_offer_takes_no_more_than_a_conversation_needs() -> None:
+    one = node(gpu(), models={"a": facts(layers=8)})
+    model = wants("a")
+    offered = offer(one, config(model), model)
+    planned = plan(view(one), config(model)).decisions[0]
+    assert offered.served
+    assert offered.context < planned.context
+    assert offered.memory_bytes < planned.memory_bytes
+
+
+def test_what_runs_is_offered_as_it_runs() -> None:
+    one = node(gpu(), models={"a": facts(layers=8)})
+    model = wants("a")
+    decision = plan(view(one), config(model)).decisions[0]
+    again = replace(one, running=(Running(decision, "a:1", resident=True),))
+    assert offer(again, config(model), model).context == decision.context

@@ -1,0 +1,83 @@
+"""How a model fits one node: which layout, which context, how many slots. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from meshd.config.settings import ModelSettings
+from meshd.models.facts import GgufFacts
+from meshd.node.inventory import Gpu
+from meshd.planner.layout import Budgets, mixed_layouts, whole_layouts
+from meshd.planner.needs import needs
+from meshd.planner.plan import DeviceUse, Layout
+
+# A context that serves a conversation with tools; more is taken while memory is there.
+_GOOD_CONTEXT = 8192
+_MOST_CONTEXT = 65536
+_LEAST_CONTEXT = 2048
+_SLOTS = (4, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Tokens a request and requests at a time. :ivar memory: what that takes, once laid out."""
+
+    context: int
+    slots: int
+    memory: tuple[DeviceUse, ...] = ()
+
+
+def shapes(facts: GgufFacts, model: ModelSettings, *, modest: bool) -> Iterator[Shape]:
+    """Contexts and slots to try, best first: many short slots before few, long contexts last.
+
+    :param modest: nothing beyond a context that serves a conversation, as other models wait.
+    """
+    trained = facts.context_train or _GOOD_CONTEXT
+    slots = _SLOTS if model.slots == "auto" else (model.slots,)
+    if model.context != "auto":
+        for count in slots:
+            yield Shape(model.context, count)
+        return
+    most = _GOOD_CONTEXT if modest else _MOST_CONTEXT
+    for context in _halvings(min(trained, most), min(trained, _GOOD_CONTEXT)):
+        yield Shape(context, slots[0])
+    for count in slots[1:]:
+        yield Shape(min(trained, _GOOD_CONTEXT), count)
+    if trained > _LEAST_CONTEXT:
+        shorter = min(trained, _GOOD_CONTEXT) // 2
+        for context in _halvings(shorter, _LEAST_CONTEXT):
+            yield Shape(context, slots[-1])
+
+
+def _halvings(first: int, last: int) -> Iterator[int]:
+    """From `first` down to `last` by powers of two, both ends included."""
+    value = first
+    while value > last:
+        yield value
+        value = 1 << ((value - 1).bit_length() - 1)
+    yield last
+
+
+def first_fit(
+    facts: GgufFacts, gpus: tuple[Gpu, ...], shapes: tuple[Shape, ...], budgets: Budgets
+) -> tuple[Layout, Shape] | None:
+    """Whole on GPUs before parts in RAM; within each, a good context before a short one."""
+    good = min(facts.context_train or _GOOD_CONTEXT, _GOOD_CONTEXT)
+    roomy = tuple(shape for shape in shapes if shape.context >= good and shape.slots == _SLOTS[0])
+    tight = tuple(shape for shape in shapes if shape not in roomy)
+    for layouts in (whole_layouts, mixed_layouts):
+        for group in filter(None, (roomy, tight)):
+            for layout in layouts(facts, gpus, budgets):
+                # The last shape takes least: most layouts are ruled out by it alone.
+                if not budgets.hold(shape_memory(facts, layout, group[-1])):
+                    continue
+                for shape in group:
+                    memory = shape_memory(facts, layout, shape)
+                    if budgets.hold(memory):
+                        return layout, replace(shape, memory=memory)
+    return None
+
+
+def shape_memory(facts: GgufFacts, layout: Layout, shape: Shape) -> tuple[DeviceUse, ...]:
+    return needs(facts, layout, context=shape.context, slots=shape.slots)
