@@ -11,6 +11,8 @@ POST     /v1/trial             {files, timeout_s} -> applied, and reverted unles
 GET      /v1/trial             the files on trial, 404 when there are none
 POST     /v1/trial/keep        ends the trial, the files stay
 POST     /v1/trial/revert      ends the trial, the files before it come back
+GET      /v1/mesh/members      list of `MemberLine`
+POST     /v1/mesh/revoke       {node} -> the node with this id is out; list of `MemberLine`
 =======  ====================  ======================================================
 """
 
@@ -29,6 +31,7 @@ from aiohttp import web
 
 from meshd.config.load import SourceFile
 from meshd.errors import UserError
+from meshd.mesh.member_line import MemberLine
 from meshd.report import PlanReport
 from meshd.status import NodeStatus
 
@@ -45,6 +48,13 @@ class Files:
 
     files: tuple[SourceFile, ...]
     timeout_s: float = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeNamed:
+    """:ivar node: a whole id."""
+
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +199,13 @@ class ControlClient:
 
     async def end_trial(self, *, keep: bool) -> NodeStatus:
         return await self._call("POST", f"/v1/trial/{'keep' if keep else 'revert'}", NodeStatus)
+
+    async def members(self) -> tuple[MemberLine, ...]:
+        return await self._call("GET", "/v1/mesh/members", tuple[MemberLine, ...])
+
+    async def revoke(self, node: str) -> tuple[MemberLine, ...]:
+        """:param node: a whole id."""
+        return await self._call("POST", "/v1/mesh/revoke", tuple[MemberLine, ...], NodeNamed(node))
 
     async def _call(self, method: str, path: str, answer: type[T], body: Any = None) -> T:
         connector = aiohttp.UnixConnector(path=str(self._socket))

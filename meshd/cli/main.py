@@ -28,6 +28,7 @@ _VERBS = {
     "rollback": "rollback",
     "doctor": "doctor",
     "engine": "engine",
+    "mesh": "mesh",
     "demo": "demo",
     "gateway": "gateway",
     "hand": "hand",

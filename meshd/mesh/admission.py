@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from meshd.mesh.identity import short_hash
+from meshd.mesh.ids import mesh_id
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -67,11 +67,6 @@ def authority(secret: bytes, mesh_name: str) -> Authority:
     key = Ed25519PrivateKey.from_private_bytes(seed)
     public_key = key.public_key().public_bytes_raw()
     return Authority(key, public_key, mesh_id(public_key))
-
-
-def mesh_id(authority_key: bytes) -> str:
-    """A mesh's id: 16 characters of a-z and 2-7, from its authority's public key."""
-    return short_hash(b"meshd mesh 1", authority_key)
 
 
 def revocation(node: str) -> bytes:

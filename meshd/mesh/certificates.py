@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from meshd.errors import UserError
 from meshd.mesh.admission import Authority
-from meshd.mesh.identity import node_id
+from meshd.mesh.ids import node_id
 
 _DOMAIN = "mesh.internal"
 # Fixed, so that every holder of the secret makes the same certificate, byte for byte.

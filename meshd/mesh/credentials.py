@@ -11,7 +11,7 @@ from pathlib import Path
 
 from meshd.errors import UserError
 from meshd.files import write_atomically
-from meshd.mesh import admission, tls
+from meshd.mesh import admission, ids, tls
 from meshd.mesh import identity as identities
 from meshd.mesh.admission import ADMISSION_BYTES, KEY_BYTES, Authority, Standing
 from meshd.mesh.certificates import ca_certificate, good, node_certificate
@@ -46,7 +46,7 @@ class MeshVerifier:
 
     def __init__(self, authority_key: bytes) -> None:
         self._authority_key = authority_key
-        self.mesh_id = admission.mesh_id(authority_key)
+        self.mesh_id = ids.mesh_id(authority_key)
         self._standing = functools.lru_cache(_REMEMBERED)(
             functools.partial(admission.standing, authority_key)
         )
@@ -66,7 +66,7 @@ class MeshVerifier:
         return admission.verified_word(self._authority_key, signature, data)
 
     def node_id(self, public_key: bytes) -> str:
-        return identities.node_id(public_key)
+        return ids.node_id(public_key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +13,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshd.errors import UserError
+from meshd.mesh.ids import is_id, node_id
 from meshd.mesh.new_file import create_atomically
 from meshd.mesh.private_file import credential, read_private
 
+__all__ = ["Identity", "existing_identity", "identity", "is_id", "node_id"]
+
 CREDENTIAL = "mesh.identity"
-ID_LENGTH = 16
-_ID = re.compile(r"[a-z2-7]{16}")
-
-
-def node_id(public_key: bytes) -> str:
-    """A node's id: 16 characters of a-z and 2-7, the first 80 bits of SHA-256 of its key."""
-    return short_hash(b"meshd node 1", public_key)
-
-
-def short_hash(domain: bytes, data: bytes) -> str:
-    """80 bits of a hash as base32 (RFC 4648) in small letters; `domain` keeps kinds apart."""
-    digest = hashlib.sha256(domain + b"\0" + data).digest()
-    return base64.b32encode(digest[:10]).decode().lower()
-
-
-def is_id(text: str) -> bool:
-    """Whether `text` has the form of a node's or a mesh's id."""
-    return _ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)

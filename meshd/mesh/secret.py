@@ -103,6 +103,5 @@ def write_secret(path: Path, text: str, *, group: int | None) -> None:
             hint="to make a new mesh, move it away on every node first",
         ) from error
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror}", hint="run as root"
-        ) from error
+        hint = "run as root" if isinstance(error, PermissionError) else f"ls -ld {path.parent}"
+        raise UserError(f"{path}: cannot be written: {error.strerror}", hint=hint) from error
