@@ -188,7 +188,7 @@ class NodeRecord:
     :ivar name: for people: its hostname, not unique.
     :ivar addresses: ``host:port`` where its peer door (HTTPS, TCP) listens; a core's QUIC has the
         same port over UDP. Most likely to be reachable first.
-    :ivar core: it relays for others.
+    :ivar core: it relays for others. :ivar may_core: it is allowed to, and can be dialled.
     :ivar session: made anew at every start: two nodes with one identity are told apart by it.
     """
 
@@ -197,6 +197,7 @@ class NodeRecord:
     role: str = "auto"
     addresses: tuple[str, ...] = ()
     core: bool = False
+    may_core: bool = True
     session: str = ""
     software: str = ""
     schema: int = SCHEMA
