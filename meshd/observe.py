@@ -1,9 +1,11 @@
-"""What this node measures before it plans: hardware, engine, and the models of its config."""
+"""What this node measures before it plans: hardware, engine, and the models on its disks."""
 
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
 
 import structlog
 
@@ -13,17 +15,20 @@ from meshd.engine.build import EngineBuild
 from meshd.engine.describe import describe
 from meshd.engine.locate import require
 from meshd.errors import UserError
-from meshd.models.facts import GgufFacts
+from meshd.mesh.record import HeldModel
 from meshd.models.facts_cache import FactsCache
+from meshd.models.library import Book, Library
 from meshd.models.shelf import find
 from meshd.node.observe import observe as observe_hardware
 from meshd.paths import Paths
-from meshd.pipeline import Observation
+from meshd.pipeline import Observation, Sought
 from meshd.planner.view import Candidate
 
 _log = structlog.get_logger(__name__)
 
 _ENGINE_GROUP = "/mesh.slice/mesh-engine.slice"
+# Walking large model folders takes time, and files there seldom come or go.
+_SCAN_INTERVAL_S = 60.0
 
 
 class NodeObserver:
@@ -31,21 +36,38 @@ class NodeObserver:
     is not read again.
     """
 
-    def __init__(self, paths: Paths, *, systemd: bool = False) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        systemd: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._paths = paths
         self._engine_group = _ENGINE_GROUP if systemd else None
-        self._facts = FactsCache(paths.state / "facts.json")
-        # A preview looks while a pass does, and the cache is for one thread at a time.
+        self._clock = clock
+        self._library = Library(FactsCache(paths.state / "facts.json"))
+        # A preview looks while a pass does, and the library is for one thread at a time.
         self._reading = asyncio.Lock()
         self._build: EngineBuild | None = None
         self._known: dict[ModelSettings, Candidate] = {}
+        self._held: tuple[Book, ...] = ()
+        self._held_in: tuple[Path, ...] | None = None
+        self._scanned_s = 0.0
 
-    async def __call__(self, loaded: Loaded) -> Observation:
+    async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation:
         hardware = await observe_hardware(engine_group=self._engine_group)
         build, problem = await asyncio.to_thread(self._engine)
         async with self._reading:
-            candidates = await asyncio.to_thread(self._candidates, loaded.config)
-        return Observation(hardware, build, problem, candidates)
+            return await asyncio.to_thread(
+                lambda: Observation(
+                    hardware,
+                    build,
+                    problem,
+                    (*self._candidates(loaded.config), *self._others(loaded.config, sought)),
+                    tuple(map(_held, self._scan(loaded.config))),
+                )
+            )
 
     def _engine(self) -> tuple[EngineBuild | None, str]:
         try:
@@ -58,7 +80,7 @@ class NodeObserver:
         return self._build, ""
 
     def _candidates(self, config: Config) -> tuple[Candidate, ...]:
-        folders = tuple(Path(folder) for folder in config.node.model_dirs)
+        folders = _folders(config)
         candidates = tuple(self._candidate(model, folders) for model in config.models)
         self._known = {
             model: candidate
@@ -69,7 +91,7 @@ class NodeObserver:
 
     def _candidate(self, model: ModelSettings, folders: tuple[Path, ...]) -> Candidate:
         try:
-            return _found(model.name, self._facts.facts(find(model.source, folders)))
+            return _found(model.name, self._library.book(find(model.source, folders)))
         except (UserError, OSError) as error:
             known = self._known.get(model)
             if known is None:
@@ -78,13 +100,54 @@ class NodeObserver:
             _log.warning("a model cannot be read, going by what it was", error=str(error))
             return known
 
+    def _others(self, config: Config, sought: tuple[Sought, ...]) -> tuple[Candidate, ...]:
+        """Models that other nodes name. Only this node's own folders are searched for them."""
+        if not sought:
+            return ()
+        folders = _folders(config)
+        by_content = {book.fingerprint: book for book in self._scan(config)}
+        return tuple(self._other(one, folders, by_content) for one in sought)
 
-def _found(model: str, facts: GgufFacts) -> Candidate:
-    """With an identity that changes when any of its files is replaced."""
-    stamps = [(file, Path(file).stat()) for file in facts.files]
+    def _other(
+        self, one: Sought, folders: tuple[Path, ...], by_content: dict[str, Book]
+    ) -> Candidate:
+        if one.fingerprint in by_content:
+            return _found(one.model, by_content[one.fingerprint])
+        source = PurePosixPath(one.source)
+        try:
+            name = source.name if source.is_absolute() else one.source
+            return _found(one.model, self._library.book(find(name, folders)))
+        except (UserError, OSError) as error:
+            return Candidate(one.model, None, problem=str(error))
+
+    def _scan(self, config: Config) -> tuple[Book, ...]:
+        folders, now_s = _folders(config), self._clock()
+        if folders != self._held_in or now_s - self._scanned_s >= _SCAN_INTERVAL_S:
+            self._held = self._library.held(folders)
+            self._held_in, self._scanned_s = folders, now_s
+        return self._held
+
+
+def _folders(config: Config) -> tuple[Path, ...]:
+    return tuple(Path(folder) for folder in config.node.model_dirs)
+
+
+def _found(model: str, book: Book) -> Candidate:
     return Candidate(
         model,
-        facts,
-        identity="|".join(f"{file}:{st.st_size}:{st.st_mtime_ns}" for file, st in stamps),
-        modified_s=max(int(st.st_mtime) for _, st in stamps),
+        book.facts,
+        identity=book.identity,
+        modified_s=book.modified_s,
+        fingerprint=book.fingerprint,
+    )
+
+
+def _held(book: Book) -> HeldModel:
+    facts = book.facts
+    return HeldModel(
+        fingerprint=book.fingerprint,
+        file=Path(facts.files[0]).name,
+        size_bytes=facts.file_bytes,
+        architecture=facts.architecture,
+        quantisation=facts.quantisation,
     )

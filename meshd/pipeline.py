@@ -15,6 +15,7 @@ from meshd.engine.backends import backend_for
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.gateway.routes import RoutingTable
+from meshd.mesh.record import HeldModel
 from meshd.node.inventory import Hardware
 from meshd.node.selection import select_gpus
 from meshd.paths import Paths
@@ -40,13 +41,28 @@ Answers = Callable[[str, int | None], bool]
 
 
 @dataclass(frozen=True, slots=True)
+class Sought:
+    """A model that another node names. :ivar fingerprint: of its content, "" when unknown."""
+
+    model: str
+    source: str
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
-    """What this node measured. :ivar engine_problem: why `engine` is None."""
+    """What this node measured.
+
+    :ivar engine_problem: why `engine` is None.
+    :ivar candidates: the models of its configuration, then those that it was asked to look for.
+    :ivar held: all models in its folders.
+    """
 
     hardware: Hardware
     engine: EngineBuild | None
     engine_problem: str
     candidates: tuple[Candidate, ...]
+    held: tuple[HeldModel, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

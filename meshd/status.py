@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from meshd import __version__
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
-from meshd.models.facts import GgufFacts
+from meshd.own_record import capabilities
 from meshd.planner.plan import Code, Decision, Plan
 from meshd.planner.view import NodeView
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
@@ -180,13 +180,6 @@ def routing_table(
         routes=tuple(routes),
         max_body_bytes=max_body_bytes,
     )
-
-
-def capabilities(facts: GgufFacts) -> tuple[str, ...]:
-    """What the header promises: an embedding model pools, a chat model carries a template."""
-    if facts.pooling:
-        return ("embeddings",)
-    return ("chat", "completion") if facts.chat_template else ("completion",)
 
 
 def engine_of(statuses: tuple[EngineStatus, ...], model: str) -> EngineStatus | None:

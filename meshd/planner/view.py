@@ -16,6 +16,7 @@ class Candidate:
     :ivar facts: None when the file is not here or not readable; `problem` then says why.
     :ivar identity: of the content on disk (paths, sizes, times), so that a replaced file replans.
     :ivar modified_s: Unix time of the newest of its files.
+    :ivar fingerprint: of its content, the same on every machine (`models.fingerprint`).
     """
 
     model: str
@@ -23,6 +24,7 @@ class Candidate:
     identity: str = ""
     problem: str = ""
     modified_s: int = 0
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import pytest
 from meshd.config.settings import Config, ModelSettings, NodeSettings
 from meshd.errors import UserError
 from meshd.models.facts import GgufFacts
+from meshd.models.library import Library
 from meshd.observe import NodeObserver
 from meshd.paths import under
 from tests.unit.worlds import facts
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_model_that_is_away_for_a_moment_is_what_it_was(folder: Path) -> None:
     observer, headers = NodeObserver(under(folder)), Headers()
-    observer._facts = headers  # type: ignore[assignment]
+    observer._library = Library(headers)  # type: ignore[arg-type]
     node = NodeSettings(model_dirs=(str(folder),))
     config = Config(node=node, models=(ModelSettings("a", "a.gguf"),))
     (first,) = observer._candidates(config)

@@ -1,0 +1,139 @@
+"""The routing table of a node in a mesh: its own engines, and everybody else's behind their doors.
+
+Pure: from records, which all nodes have, and from what this node alone measured (round trips and
+which of a peer's addresses answers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target
+from meshd.mesh.record import Assignment, NodeRecord, Stage
+from meshd.mesh.view import MemberView, MeshView, Status
+from meshd.planner.mesh_plan import MeshPlan, Placement
+
+_STATES = {
+    Stage.READY: ModelState.READY,
+    Stage.LOADING: ModelState.LOADING,
+    Stage.CLAIMED: ModelState.LOADING,
+    Stage.FAILED: ModelState.FAILED,
+}
+_BEST_FIRST = (ModelState.READY, ModelState.LOADING, ModelState.FAILED, ModelState.WAITING)
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How this node reaches the others.
+
+    :ivar addresses: by node, of its peer door, where another than its first is known to answer.
+    :ivar rtt_ms: by node, median.
+    """
+
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    rtt_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+def with_mesh(table: RoutingTable, view: MeshView, plan: MeshPlan, ways: Ways) -> RoutingTable:
+    """`table`, which knows this node's engines only, with the rest of the mesh.
+
+    A route keeps the targets that it has; targets elsewhere are added to it, and models that run
+    only elsewhere, or nowhere, get routes of their own.
+    """
+    others = [member for member in view.members if member.id != view.me]
+    routes = {route.model: route for route in table.routes}
+    for placement in plan.placements:
+        local = routes.get(placement.model)
+        routes[placement.model] = _route(placement, local, others, ways)
+    # A node that answers comes before one whose distance nobody measured yet.
+    known = sorted(others, key=lambda one: (ways.rtt_ms.get(one.id, float("inf")), one.id))
+    own = view.member(view.me)
+    peers = tuple(
+        Peer(member.id, _address(member.record, ways), member.record.name)
+        for member in (*((own,) if own else ()), *known)
+        if member.record.addresses and member.status is Status.ALIVE
+    )
+    return replace(table, routes=tuple(routes.values()), peers=peers)
+
+
+def _route(
+    placement: Placement, local: Route | None, others: list[MemberView], ways: Ways
+) -> Route:
+    running = [
+        (member, assignment)
+        for member in others
+        if (assignment := member.record.assignment(placement.model)) is not None
+        and assignment.stage in _STATES
+        and member.record.addresses
+    ]
+    targets = tuple(_target(member, assignment, ways) for member, assignment in running)
+    states = [_STATES[assignment.stage] for _, assignment in running]
+    if local is not None:
+        # An engine of our own that serves nothing is no reason to call the model unserved.
+        states.append(local.state)
+        targets = (*local.targets, *targets)
+    state = min(states, key=_BEST_FIRST.index, default=ModelState.WAITING)
+    base = local or _elsewhere(placement, others)
+    detail = base.detail
+    if state is ModelState.READY:
+        detail = ""
+    elif local is None or not detail:
+        detail = _why_not(placement, running)
+    contexts = [assignment.context for _, assignment in running]
+    return replace(
+        base,
+        state=state,
+        targets=targets,
+        aliases=placement.aliases,
+        context=max([base.context, *contexts], default=0),
+        detail=detail,
+    )
+
+
+def _elsewhere(placement: Placement, others: list[MemberView]) -> Route:
+    """A model as the nodes that have its file describe it."""
+    offers = [
+        offer
+        for member in others
+        if (offer := member.record.offer(placement.model)) is not None
+        and offer.fingerprint == placement.fingerprint
+        and offer.capabilities
+    ]
+    return Route(
+        model=placement.model,
+        state=ModelState.WAITING,
+        quality=placement.quality,
+        capabilities=offers[0].capabilities if offers else (),
+        created_s=max((offer.created_s for offer in offers), default=0),
+    )
+
+
+def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
+    record = member.record
+    load = next((one for one in record.load if one.model == assignment.model), None)
+    return Target(
+        node=member.id,
+        socket="",
+        ready=assignment.stage is Stage.READY,
+        slots=assignment.slots,
+        address=_address(record, ways),
+        name=record.name,
+        suspect=member.status is Status.SUSPECT,
+        weights=assignment.fingerprint,
+        busy=load.busy + load.waiting if load else 0,
+        rtt_ms=ways.rtt_ms.get(member.id, 0.0),
+    )
+
+
+def _address(record: NodeRecord, ways: Ways) -> str:
+    best = ways.addresses.get(record.id, "")
+    return best if best in record.addresses else record.addresses[0]
+
+
+def _why_not(placement: Placement, running: list[tuple[MemberView, Assignment]]) -> str:
+    for member, assignment in running:
+        if assignment.detail:
+            return f"{member.record.name or member.id}: {assignment.detail}"
+    blockers = "; ".join(reason.text for reason in placement.blockers)
+    return ". ".join(filter(None, (blockers, placement.next_step)))
