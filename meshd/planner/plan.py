@@ -30,6 +30,21 @@ class Code(StrEnum):
     NO_GPU_BACKEND = "no-gpu-backend"
     NO_MEMORY = "not-enough-memory"
     TRIMMED = "trimmed-to-fit"
+    # Of the whole mesh's plan: who runs a model, who does not, who gives it back.
+    MINIMUM = "asked-for-by-name"
+    IN_DEMAND = "in-demand"
+    NOT_OFFERED = "not-offered"
+    CANNOT_SERVE = "cannot-serve-it"
+    NOT_PINNED = "pinned-to-other-nodes"
+    OTHER_CONTENT = "other-content"
+    SUSPECT = "node-suspect"
+    FAILED_HERE = "failed-here"
+    DRAINING_HERE = "being-given-back"
+    NOT_ASKED_FOR = "nobody-asks-for-it"
+    NO_DEMAND = "no-demand"
+    SURPLUS = "more-than-wanted"
+    GAVE_WAY = "gave-way-to-a-named-model"
+    MISPLACED = "runs-where-it-should-not"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,58 @@
+"""One model on its way to a decision: what runs, what may, what comes and what goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from meshd.mesh.record import Assignment, MemoryUse, Stage
+from meshd.planner.eligible import Eligible, Site
+from meshd.planner.mesh_plan import Release, Replica
+from meshd.planner.wishes import Wanted
+
+
+@dataclass(slots=True)
+class Runs:
+    """A replica that loads or serves now."""
+
+    site: Site
+    assignment: Assignment
+    alive: bool
+    memory: tuple[MemoryUse, ...]
+
+    @property
+    def order(self) -> tuple[bool, bool, Site]:
+        return (not self.alive, self.assignment.stage is not Stage.READY, self.site)
+
+
+@dataclass(slots=True)
+class Case:
+    """One model while it is being decided."""
+
+    asked: Wanted
+    may: Eligible
+    rate: float
+    number: int = 0
+    running: list[Runs] = field(default_factory=list)
+    strays: list[tuple[Runs, str]] = field(default_factory=list)
+    coming: list[Replica] = field(default_factory=list)
+    releases: list[Release] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return len(self.running) + len(self.coming)
+
+    def has(self, node: str) -> bool:
+        here = (runs.site.node for runs in self.running)
+        coming = (replica.node for replica in self.coming)
+        strays = (runs.site.node for runs, _ in self.strays)
+        leaving = (release.node for release in self.releases)
+        return node in (*here, *coming, *strays, *leaving)
+
+    def spares(self, runs: Runs) -> bool:
+        """Whether the model's minimum is served without this replica."""
+        others = sum(
+            one.alive and one.assignment.stage is Stage.READY
+            for one in self.running
+            if one is not runs
+        )
+        return others >= self.asked.least

@@ -1,0 +1,121 @@
+"""What the mesh is asked to serve: the wishes of every node's configuration, made one.
+
+Where they differ, the mesh does what the most demanding asks for (most replicas, all nodes that
+anybody names), and for what has no "more" (context, slots, quality, source) what the node with the
+smallest id says. So that all nodes agree without asking each other; a note says what was overruled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from meshd.mesh.record import NodeRecord, Wish
+from meshd.mesh.view import MeshView
+
+_OVERRULED = ("source", "context", "slots", "quality")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A model as the whole mesh is asked to serve it; fields as in `Wish`.
+
+    :ivar nodes: names or ids of the only nodes that may run it; empty for any.
+    :ivar asked_by: ids of the nodes whose configuration names it.
+    :ivar notes: where configurations contradict each other, and which one counts.
+    """
+
+    model: str
+    source: str = ""
+    context: int = 0
+    slots: int = 0
+    least: int = 1
+    most: int | None = None
+    quality: str = "exact"
+    aliases: tuple[str, ...] = ()
+    nodes: frozenset[str] = frozenset()
+    asked_by: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Sum:
+    first: Wish
+    first_node: NodeRecord
+    order: int
+    least: int
+    most: int | None
+    aliases: set[str]
+    nodes: set[str]
+    asked_by: list[str]
+    differing: dict[str, tuple[object, str]] = field(default_factory=dict)
+
+    def add(self, wish: Wish, node: NodeRecord, order: int) -> None:
+        self.order = min(self.order, order)
+        self.least = max(self.least, wish.least)
+        if self.most is not None:
+            self.most = None if wish.most is None else max(self.most, wish.most)
+        self.asked_by.append(node.id)
+        if wish == self.first:
+            return
+        self.aliases.update(wish.aliases)
+        self.nodes.update(wish.nodes)
+        for name in _OVERRULED:
+            other = getattr(wish, name)
+            if other != getattr(self.first, name):
+                self.differing.setdefault(name, (other, node.name or node.id))
+
+
+def wanted(view: MeshView) -> tuple[Wanted, ...]:
+    """One entry a model, in the order in which configurations name them, then by name.
+
+    Suspect nodes' wishes count: a node that is missed for a moment has not changed its mind.
+    """
+    sums: dict[str, _Sum] = {}
+    for member in sorted(view.members, key=lambda member: member.id):
+        record = member.record
+        for order, wish in enumerate(record.wishes):
+            known = sums.get(wish.model)
+            if known is None:
+                known = sums[wish.model] = _Sum(
+                    wish, record, order, wish.least, wish.most,
+                    set(wish.aliases), set(wish.nodes), [],
+                )  # fmt: skip
+            known.add(wish, record, order)
+    ordered = sorted(sums.items(), key=lambda item: (item[1].order, item[0]))
+    taken = set(sums)
+    result = []
+    for model, one in ordered:
+        # An alias that two models want goes to the one that comes first.
+        aliases = tuple(sorted(one.aliases - taken))
+        taken.update(aliases)
+        result.append(_one(model, one, aliases))
+    return tuple(result)
+
+
+def _one(model: str, one: _Sum, aliases: tuple[str, ...]) -> Wanted:
+    first = one.first_node.name or one.first_node.id
+    notes = [
+        f"{name}: {getattr(one.first, name)!r} on {first}, {other!r} on {node}; {first}'s is used"
+        for name, (other, node) in sorted(one.differing.items())
+    ]
+    notes.extend(
+        f"alias {alias} is another model's name or alias and is dropped"
+        for alias in sorted(one.aliases.difference(aliases) - {model})
+    )
+    least, most = max(0, one.least), one.most
+    if most is not None and most < least:
+        notes.append(f"replicas: at most {most} and at least {least}; {least} are kept")
+        most = least
+    return Wanted(
+        model=model,
+        source=one.first.source,
+        context=one.first.context,
+        slots=one.first.slots,
+        least=least,
+        most=most,
+        quality=one.first.quality,
+        aliases=aliases,
+        nodes=frozenset(one.nodes),
+        asked_by=frozenset(one.asked_by),
+        notes=tuple(notes),
+    )
