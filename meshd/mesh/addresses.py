@@ -7,7 +7,7 @@ import re
 import socket
 from dataclasses import dataclass
 
-from pyroute2 import IPRoute
+from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
 from meshd.config.addresses import parse_address
 from meshd.config.settings import MeshSettings
@@ -73,7 +73,7 @@ def told_addresses(settings: MeshSettings) -> tuple[str, ...]:
 
 
 def own_hosts() -> tuple[str, ...]:
-    """This machine's addresses that others on its networks can reach, at most eight: IPv4 before
+    """Addresses of this machine that others on its networks can reach, at most eight: IPv4 before
     IPv6, the interface of the default route before others, no loopback and no container bridges.
     """
     with IPRoute() as netlink:
