@@ -51,12 +51,8 @@ class Authority:
         return bytes([standing]) + self.key.sign(claim)
 
     def sign(self, data: bytes) -> bytes:
-        """The mesh's word, such as a revocation; `verified_word` checks it."""
+        """The mesh's word, such as `envelope.revocation_text`; `verified_word` checks it."""
         return self.key.sign(_WORD + data)
-
-    def sign_revocation(self, node: str) -> bytes:
-        """That a node is out for good. :param node: its id."""
-        return self.sign(revocation(node))
 
 
 def authority(secret: bytes, mesh_name: str) -> Authority:
@@ -67,11 +63,6 @@ def authority(secret: bytes, mesh_name: str) -> Authority:
     key = Ed25519PrivateKey.from_private_bytes(seed)
     public_key = key.public_key().public_bytes_raw()
     return Authority(key, public_key, mesh_id(public_key))
-
-
-def revocation(node: str) -> bytes:
-    """What the authority signs to revoke a node: the kind and the node's id."""
-    return b"revoke\0" + node.encode("ascii")
 
 
 def standing(authority_key: bytes, public_key: bytes, admission: bytes) -> Standing | None:

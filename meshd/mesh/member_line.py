@@ -39,7 +39,9 @@ def find(members: Sequence[MemberLine], text: str) -> MemberLine:
 
     :raises UserError: none fits, or more than one.
     """
-    fitting = [member for member in members if member.name == text or member.id == text]
+    # Nobody gets in the way of an id by taking it for a name.
+    exact = [member for member in members if member.id == text]
+    fitting = exact or [member for member in members if member.name == text]
     if not fitting and len(text) >= _LEAST_PREFIX:
         fitting = [member for member in members if member.id.startswith(text)]
     if len(fitting) == 1:

@@ -22,6 +22,11 @@ def read_private(path: Path, *, forbidden: int) -> bytes:
     try:
         # Not to hang on a pipe that somebody put there.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check(path, os.fstat(descriptor).st_mode, forbidden)
+            data = os.read(descriptor, _MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
@@ -29,20 +34,20 @@ def read_private(path: Path, *, forbidden: int) -> bytes:
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}",
             hint=f"ls -l {path.parent}",
         ) from error
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode):
-            raise UserError(f"{path}: is not a file")
-        if facts.st_mode & forbidden:
-            rights = stat.S_IMODE(facts.st_mode)
-            raise UserError(
-                f"{path}: mode {rights:04o} lets others at it",
-                hint=f"chmod {rights & ~forbidden & 0o777:04o} {path}; they may have read it",
-            )
-        data = file.read(_MAX_BYTES + 1)
     if len(data) > _MAX_BYTES:
         raise UserError(f"{path}: has more than {_MAX_BYTES // 1024} KiB, so it is not a secret")
     return data
+
+
+def _check(path: Path, mode: int, forbidden: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: is not a file")
+    if mode & forbidden:
+        rights = stat.S_IMODE(mode)
+        raise UserError(
+            f"{path}: mode {rights:04o} lets others at it",
+            hint=f"chmod {rights & ~forbidden:04o} {path}; they may have read it",
+        )
 
 
 def credential(name: str, folder: str | None) -> Path | None:
