@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from meshd.mesh.record import Assignment, MemoryUse, Stage
-from meshd.planner.eligible import Eligible, Site
+from meshd.planner.eligible import Eligible, Order
 from meshd.planner.mesh_plan import Release, Replica
 from meshd.planner.wishes import Wanted
 
@@ -14,14 +14,15 @@ from meshd.planner.wishes import Wanted
 class Runs:
     """A replica that loads or serves now."""
 
-    site: Site
+    node: str
+    place: Order
     assignment: Assignment
     alive: bool
     memory: tuple[MemoryUse, ...]
 
     @property
-    def order(self) -> tuple[bool, bool, Site]:
-        return (not self.alive, self.assignment.stage is not Stage.READY, self.site)
+    def order(self) -> tuple[bool, bool, Order]:
+        return (not self.alive, self.assignment.stage is not Stage.READY, self.place)
 
 
 @dataclass(slots=True)
@@ -42,9 +43,9 @@ class Case:
         return len(self.running) + len(self.coming)
 
     def has(self, node: str) -> bool:
-        here = (runs.site.node for runs in self.running)
+        here = (runs.node for runs in self.running)
         coming = (replica.node for replica in self.coming)
-        strays = (runs.site.node for runs, _ in self.strays)
+        strays = (runs.node for runs, _ in self.strays)
         leaving = (release.node for release in self.releases)
         return node in (*here, *coming, *strays, *leaving)
 

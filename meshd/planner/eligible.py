@@ -9,30 +9,28 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from statistics import median
-from typing import NamedTuple
 
 from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
-from meshd.planner.mesh_plan import Excluded
 from meshd.planner.plan import Code, Strategy
 from meshd.planner.wishes import Wanted
 
-_ORDER = {Strategy.SOLO_GPU: 0, Strategy.SOLO_OFFLOAD: 1, Strategy.SOLO_CPU: 2}
+_ORDER: Mapping[str, int] = {
+    Strategy.SOLO_GPU: 0,
+    Strategy.SOLO_OFFLOAD: 1,
+    Strategy.SOLO_CPU: 2,
+}
 _ORDER_UNKNOWN = len(_ORDER)
 _RTT_UNKNOWN = 99
 _SPEED_STEP = math.log(1.5)
 
-Rank = tuple[bool, int, int, bool]
-"""Standby, strategy, speed (a step is 1.5 times), not asked for there: small is better."""
+_STANDBY = 1 << 12
+_STRATEGY = 1 << 9
+_SPEED = 1 << 1
+_SPEED_MOST = 255
 
-
-class Site(NamedTuple):
-    """A node that may run a model. :ivar tie: decides between equals: distance, then chance."""
-
-    rank: Rank
-    tie: tuple[int, int]
-    node: str
-    offer: Offer | None
+Order = tuple[int, int, int, str]
+"""Rank, distance, chance, node: small is better, and no two are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,6 @@ class Known:
 
     member: MemberView
     offers: Mapping[str, Offer]
-    assignments: Mapping[str, Assignment]
     near: int
 
     @property
@@ -50,71 +47,100 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Eligible:
-    """:ivar fingerprint: the content that the mesh serves under the model's name.
+class Mesh:
+    """The alive and the suspect members by id, in its order, and who has which model assigned."""
 
-    :ivar sites: nodes that may take it, best first.
+    known: Mapping[str, Known]
+    assigned: Mapping[str, Mapping[str, Assignment]]
+
+    def assignment(self, model: str, node: str) -> Assignment | None:
+        return self.assigned.get(model, {}).get(node)
+
+    def offer(self, model: str, node: str) -> Offer | None:
+        return self.known[node].offers.get(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Eligible:
+    """Who may take a model.
+
+    :ivar fingerprint: the content that the mesh serves under the model's name.
+    :ivar nodes: those that may take it.
+    :ivar excluded: those that may not: node and sentence, by cause.
     :ivar notes: what is peculiar about them.
     """
 
     fingerprint: str
-    sites: tuple[Site, ...]
-    excluded: tuple[Excluded, ...]
+    nodes: tuple[str, ...]
+    excluded: Mapping[Code, list[tuple[str, str]]]
     notes: tuple[str, ...] = ()
 
 
-def known_members(view: MeshView) -> dict[str, Known]:
-    """The alive and the suspect ones, in the order of their ids."""
-    return {
-        member.id: Known(
-            member,
-            {offer.model: offer for offer in reversed(member.record.offers)},
-            {one.model: one for one in reversed(member.record.assignments)},
-            _nearness(member.record),
-        )
-        for member in sorted(view.members, key=lambda member: member.id)
-        if member.status in (Status.ALIVE, Status.SUSPECT)
-    }
+def mesh_of(view: MeshView) -> Mesh:
+    """What the view says, made ready for look-ups."""
+    known: dict[str, Known] = {}
+    assigned: dict[str, dict[str, Assignment]] = {}
+    for member in sorted(view.members, key=lambda member: member.id):
+        if member.status not in (Status.ALIVE, Status.SUSPECT):
+            continue
+        record = member.record
+        offers = {offer.model: offer for offer in reversed(record.offers)}
+        known[member.id] = Known(member, offers, _nearness(record))
+        for one in reversed(record.assignments):
+            assigned.setdefault(one.model, {})[member.id] = one
+    return Mesh(known, assigned)
 
 
-def eligible(asked: Wanted, known: Mapping[str, Known]) -> Eligible:
+def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
     """Sort the members into those that may take the model and those that may not."""
     model = asked.model
-    open_to: list[tuple[Known, Offer]] = []
-    excluded: list[Excluded] = []
-    for node, one in known.items():
+    excluded: dict[Code, list[tuple[str, str]]] = {}
+    open_to: list[tuple[str, Offer]] = []
+    for node, one in mesh.known.items():
         offer = one.offers.get(model)
         obstacle = _obstacle(asked, one, offer)
         if obstacle is not None:
-            excluded.append(Excluded(node, *obstacle))
+            excluded.setdefault(obstacle[0], []).append((node, obstacle[1]))
         elif offer is not None:
-            open_to.append((one, offer))
-    fingerprint, notes = _content(model, open_to, known)
-    sites: list[Site] = []
-    for one, offer in open_to:
-        node = one.member.id
+            open_to.append((node, offer))
+    fingerprint, notes = _content(open_to, mesh.assigned.get(model, {}))
+    assigned = mesh.assigned.get(model, {})
+    nodes: list[str] = []
+    for node, offer in open_to:
         if offer.fingerprint != fingerprint:
             text = f"has other content of that name ({_short(offer.fingerprint)})"
-            excluded.append(Excluded(node, Code.OTHER_CONTENT, text))
-        elif (passing := _passing(one, model)) is not None:
-            excluded.append(Excluded(node, *passing))
+            excluded.setdefault(Code.OTHER_CONTENT, []).append((node, text))
+            continue
+        passing = _passing(mesh.known[node], assigned.get(node))
+        if passing is not None:
+            excluded.setdefault(passing[0], []).append((node, passing[1]))
         else:
-            sites.append(site(asked, one, offer))
-    sites.sort()
-    return Eligible(fingerprint, tuple(sites), tuple(excluded), notes)
+            nodes.append(node)
+    return Eligible(fingerprint, tuple(nodes), excluded, notes)
 
 
-def site(asked: Wanted, one: Known, offer: Offer | None) -> Site:
-    """How good this node is for that model; told from its own record alone, so that two nodes that
-    compare themselves come to one result whatever else they see.
+def rank(asked: Wanted, one: Known) -> int:
+    """How good a node is for a model, small is better: not a standby, then by strategy, by speed
+    (in steps of 1.5 times), and where its own configuration asks for it.
+
+    Told from its own record alone, so that two nodes that compare themselves come to one result,
+    whatever else they see.
     """
+    offer = one.offers.get(asked.model)
+    result = 0 if one.member.id in asked.asked_by else 1
+    if one.member.record.role == "standby":
+        result += _STANDBY
+    if offer is None:
+        return result + _ORDER_UNKNOWN * _STRATEGY + _SPEED_MOST * _SPEED
+    speed = min(_SPEED_MOST, _speed(offer.tokens_s))
+    strategy = _ORDER.get(offer.strategy, _ORDER_UNKNOWN)
+    return result + strategy * _STRATEGY + (_SPEED_MOST - speed) * _SPEED
+
+
+def order(asked: Wanted, one: Known) -> Order:
+    """`rank`, and what decides between equals: distance, then chance that all draw alike."""
     node = one.member.id
-    order, speed = _ORDER_UNKNOWN, 0
-    if offer is not None:
-        order = _ORDER.get(offer.strategy, _ORDER_UNKNOWN)  # type: ignore[call-overload]
-        speed = _speed(offer.tokens_s)
-    rank = (one.member.record.role == "standby", order, -speed, node not in asked.asked_by)
-    return Site(rank, (one.near, _chance(asked.model, node)), node, offer)
+    return (rank(asked, one), one.near, chance(asked.model, node), node)
 
 
 def misplaced(asked: Wanted, one: Known, running: Assignment, fingerprint: str) -> str:
@@ -155,14 +181,13 @@ def _obstacle(asked: Wanted, one: Known, offer: Offer | None) -> tuple[Code, str
 _CODES = frozenset(Code)
 
 
-def _passing(one: Known, model: str) -> tuple[Code, str] | None:
+def _passing(one: Known, here: Assignment | None) -> tuple[Code, str] | None:
     """What passes: for now it may not take a new replica."""
-    running = one.assignments.get(model)
-    if running is not None and running.stage is Stage.FAILED:
-        return Code.FAILED_HERE, running.detail or "its engine failed"
-    if running is not None and running.stage is Stage.DRAINING:
+    if here is not None and here.stage is Stage.FAILED:
+        return Code.FAILED_HERE, here.detail or "its engine failed"
+    if here is not None and here.stage is Stage.DRAINING:
         return Code.DRAINING_HERE, "it is giving it back just now"
-    if not one.alive and (running is None or running.stage is Stage.CLAIMED):
+    if not one.alive and (here is None or here.stage is Stage.CLAIMED):
         return Code.SUSPECT, "it has been silent for a moment"
     return None
 
@@ -175,17 +200,14 @@ def _pinned_here(asked: Wanted, one: Known) -> bool:
 
 
 def _content(
-    model: str, open_to: list[tuple[Known, Offer]], known: Mapping[str, Known]
+    open_to: list[tuple[str, Offer]], assigned: Mapping[str, Assignment]
 ) -> tuple[str, tuple[str, ...]]:
     """What most of those that could serve it hold; of equals what runs already, then the lowest."""
     votes = Counter(offer.fingerprint for _, offer in open_to)
     if len(votes) == 1:
         return next(iter(votes)), ()
     runs = Counter(
-        running.fingerprint
-        for one in known.values()
-        if (running := one.assignments.get(model)) is not None
-        and running.stage in (Stage.LOADING, Stage.READY)
+        one.fingerprint for one in assigned.values() if one.stage in (Stage.LOADING, Stage.READY)
     )
     if not votes:
         return min(runs, key=lambda content: (-runs[content], content), default=""), ()
@@ -209,7 +231,7 @@ def _speed(tokens_s: float) -> int:
 
 
 @lru_cache(maxsize=1 << 18)
-def _chance(model: str, node: str) -> int:
+def chance(model: str, node: str) -> int:
     """Rendezvous hashing (Thaler and Ravishankar, 1998): models spread, and a node that leaves
     moves only its own.
     """

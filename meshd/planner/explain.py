@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from meshd.planner.case import Case
 from meshd.planner.mesh_plan import Excluded, Placement, Replica
@@ -28,7 +28,7 @@ def placement_of(case: Case) -> Placement:
     asked = case.asked
     staying = (
         Replica(
-            runs.site.node,
+            runs.node,
             runs.assignment.stage,
             Reason(Code.KEPT, "runs here" if runs.alive else "runs here, silent for a moment"),
             runs.memory,
@@ -37,7 +37,7 @@ def placement_of(case: Case) -> Placement:
     )
     strays = tuple(
         Replica(
-            runs.site.node,
+            runs.node,
             runs.assignment.stage,
             Reason(Code.MISPLACED, f"{problem}; stays until another one answers"),
             runs.memory,
@@ -49,7 +49,12 @@ def placement_of(case: Case) -> Placement:
     notes = (*asked.notes, *case.may.notes)
     if len(right) > case.number:
         notes = (*notes, f"{len(right)} run, {case.number} wanted: given back when it is time")
-    excluded = case.may.excluded
+    excluded = [
+        Excluded(node, code, text)
+        for code, them in sorted(case.may.excluded.items(), key=lambda item: (len(item[1]), item))
+        for node, text in them[:EXCLUDED_SHOWN]
+    ]
+    excluded_count = sum(map(len, case.may.excluded.values()))
     return Placement(
         model=asked.model,
         fingerprint=case.may.fingerprint,
@@ -61,8 +66,8 @@ def placement_of(case: Case) -> Placement:
         wanted=case.number,
         replicas=(*right, *strays),
         releases=tuple(case.releases),
-        excluded=excluded[:EXCLUDED_SHOWN],
-        excluded_more=max(0, len(excluded) - EXCLUDED_SHOWN),
+        excluded=tuple(excluded[:EXCLUDED_SHOWN]),
+        excluded_more=max(0, excluded_count - EXCLUDED_SHOWN),
         blockers=blockers,
         next_step=next_step,
         notes=notes,
@@ -75,8 +80,8 @@ def _blockers(case: Case, count: int) -> tuple[tuple[Reason, ...], str]:
         return (), ""
     # Nodes that could hold it, were their memory not taken, come before those that never could.
     taken = {replica.node for replica in case.coming}
-    taken.update(runs.site.node for runs in case.running)
-    full = [place.node for place in case.may.sites if place.node not in taken]
+    taken.update(runs.node for runs in case.running)
+    full = [node for node in case.may.nodes if node not in taken]
     reasons = []
     if full:
         text = f"{_nodes(len(full))} could serve it, but their memory is taken: {_some(full)}"
@@ -91,15 +96,11 @@ def _blockers(case: Case, count: int) -> tuple[tuple[Reason, ...], str]:
     return tuple(reasons), _NEXT_STEP.get(reasons[0].code, "see meshd plan on the nodes named here")
 
 
-def _grouped(excluded: Iterable[Excluded]) -> list[Reason]:
+def _grouped(excluded: Mapping[Code, list[tuple[str, str]]]) -> list[Reason]:
     """One sentence a cause, the commonest first."""
-    by_code: dict[Code, list[Excluded]] = {}
-    for one in excluded:
-        by_code.setdefault(one.code, []).append(one)
-    groups = sorted(by_code.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
-        Reason(code, f"{_nodes(len(them))} ({_some([one.node for one in them])}): {them[0].text}")
-        for code, them in groups
+        Reason(code, f"{_nodes(len(them))} ({_some([node for node, _ in them])}): {them[0][1]}")
+        for code, them in sorted(excluded.items(), key=lambda item: (-len(item[1]), item[0]))
     ]
 
 

@@ -1,0 +1,156 @@
+"""The mesh's memory while it is dealt out to models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from meshd.mesh.record import MemoryUse, Stage
+from meshd.planner.case import Case, Runs
+from meshd.planner.eligible import Mesh, Order, chance, order, rank, summed
+from meshd.planner.mesh_plan import Release, Replica
+from meshd.planner.plan import Code, Reason
+from meshd.planner.room import Room
+
+Memory = tuple[MemoryUse, ...]
+
+
+class Table:
+    """Every node's room and burden; what runs already is taken off."""
+
+    def __init__(self, mesh: Mesh, cases: Sequence[Case]) -> None:
+        self._mesh = mesh
+        self._cases = cases
+        self._rooms = {node: Room(one.member.record.devices) for node, one in mesh.known.items()}
+        self._burden = dict.fromkeys(mesh.known, 0)
+        self._running: dict[str, list[tuple[Case, Runs]]] = {}
+        for case in cases:
+            for runs in case.running:
+                self._running.setdefault(runs.node, []).append((case, runs))
+            for runs in (*case.running, *(runs for runs, _ in case.strays)):
+                self._rooms[runs.node].take(runs.memory)
+                self._burden[runs.node] += 1
+
+    def keep_claims(self, case: Case, number: int) -> None:
+        """A node that is about to start a model comes before those that could: first come, first
+        served, and of several that came at once the best.
+        """
+        model = case.asked.model
+        claims = [
+            order(case.asked, self._mesh.known[node])
+            for node, one in self._mesh.assigned.get(model, {}).items()
+            if one.stage is Stage.CLAIMED and node in case.may.nodes
+        ]
+        for claim in sorted(claims):
+            node = claim[-1]
+            if case.count >= number:
+                return
+            if not self._free_for(case, node):
+                continue
+            memory = self._fit(model, node)
+            if memory is None and case.count < case.asked.least:
+                memory = self._evict(case, node)
+            if memory is not None:
+                self._take(case, node, memory, Stage.CLAIMED)
+
+    def place(self, case: Case, number: int) -> None:
+        """Give the model nodes until it has so many, or nobody is left."""
+        ranked: dict[int, list[str]] = {}
+        if case.count < min(number, case.number):
+            for node in case.may.nodes:
+                ranked.setdefault(rank(case.asked, self._mesh.known[node]), []).append(node)
+        best_first = [ranked[one] for one in sorted(ranked)]
+        while case.count < min(number, case.number):
+            found = self._idle(case, best_first)
+            if found is None and case.count < case.asked.least:
+                found = self._cleared(case)
+            if found is None:
+                return
+            self._take(case, *found, None)
+
+    def _idle(self, case: Case, best_first: list[list[str]]) -> tuple[str, Memory] | None:
+        """The best node with room: among equals the least burdened, then the nearest."""
+        model = case.asked.model
+        known = self._mesh.known
+        for equals in best_first:
+            for node in sorted(
+                equals, key=lambda n: (self._burden[n], known[n].near, chance(model, n))
+            ):
+                if self._free_for(case, node):
+                    memory = self._fit(model, node)
+                    if memory is not None:
+                        return node, memory
+        return None
+
+    def _cleared(self, case: Case) -> tuple[str, Memory] | None:
+        """The node where the fewest and the least asked for replicas give way."""
+        costs: list[tuple[int, float, Order]] = []
+        for node in case.may.nodes:
+            if node in self._running and self._free_for(case, node):
+                victims = self._victims(case, node)
+                if victims is not None:
+                    heat = sum(victim.rate for victim, _ in victims)
+                    costs.append((len(victims), heat, order(case.asked, self._mesh.known[node])))
+        if not costs:
+            return None
+        node = min(costs)[-1][-1]
+        memory = self._evict(case, node)
+        return None if memory is None else (node, memory)
+
+    def _free_for(self, case: Case, node: str) -> bool:
+        return self._mesh.known[node].alive and not case.has(node)
+
+    def _fit(self, model: str, node: str) -> Memory | None:
+        offer = self._mesh.offer(model, node)
+        return None if offer is None else self._rooms[node].fit(summed(offer.memory))
+
+    def _popular(self, case: Case, node: str) -> Iterator[tuple[Case, Runs]]:
+        for other, runs in self._running.get(node, ()):
+            if other is not case and runs in other.running and other.spares(runs):
+                yield other, runs
+
+    def _victims(self, case: Case, node: str) -> list[tuple[Case, Runs]] | None:
+        """Popular replicas there whose memory is enough, coldest first; None when it is not."""
+        model = case.asked.model
+        room, gone = self._rooms[node], []
+        coldest_first = sorted(
+            self._popular(case, node), key=lambda pair: (pair[0].rate, pair[0].asked.model)
+        )
+        fits = False
+        for pair in coldest_first:
+            room.give(pair[1].memory)
+            gone.append(pair)
+            fits = self._fit(model, node) is not None
+            if fits:
+                break
+        if fits:
+            # One that was taken before a larger one may be needless now.
+            for pair in tuple(gone[:-1]):
+                room.take(pair[1].memory)
+                if self._fit(model, node) is None:
+                    room.give(pair[1].memory)
+                else:
+                    gone.remove(pair)
+        for _, runs in gone:
+            room.take(runs.memory)
+        return gone if fits else None
+
+    def _evict(self, case: Case, node: str) -> Memory | None:
+        model = case.asked.model
+        for other, runs in self._victims(case, node) or ():
+            other.running.remove(runs)
+            text = f"{model} is asked for by name and lacks its minimum"
+            other.releases.append(
+                Release(other.asked.model, node, Code.GAVE_WAY, text, in_favour_of=model)
+            )
+            self._rooms[node].give(runs.memory)
+            self._burden[node] -= 1
+        return self._fit(model, node)
+
+    def _take(self, case: Case, node: str, memory: Memory, stage: Stage | None) -> None:
+        if case.count < case.asked.least:
+            reason = Reason(Code.MINIMUM, f"asked for by name, at least {case.asked.least}")
+        else:
+            reason = Reason(Code.IN_DEMAND, f"{case.rate:.3g} requests a minute")
+        case.coming.append(Replica(node, stage, reason, memory))
+        self._rooms[node].take(memory)
+        self._burden[node] += 1
