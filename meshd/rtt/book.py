@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from meshd.rtt import schedule
-from meshd.rtt.endpoint import Endpoint, endpoints, usable_ip
-from meshd.rtt.schedule import Turn
+from meshd.rtt.endpoint import Endpoint, endpoints, usable_ip, version_of
+from meshd.rtt.schedule import Choice, Turn
 from meshd.rtt.tcp_info import Reading
-from meshd.rtt.window import RttWindow, Sample, Samples, Source, differs
+from meshd.rtt.window import RttWindow, Sample, Samples, Source, differs, farther
 
 _MAX_IPS_OF_A_NAME = 2
 _NO_SAMPLES = Samples()
@@ -47,7 +47,9 @@ class RttBook:
         self._paths: dict[str, dict[str, _Path]] = {}
         self._best: dict[str, str] = {}
         self._turns: dict[str, Turn] = {}
-        self._order: tuple[str, ...] = ()
+        self._choice = Choice()
+        self._known_ips: dict[str, tuple[str, ...]] = {}
+        self._can_ping: dict[frozenset[int], Choice] = {}
         self._epoch: int | None = None
         self._last_sent_s: float | None = None
         self._connections: dict[int, Reading] = {}
@@ -59,7 +61,7 @@ class RttBook:
         if peers == self._peers and needed == self._needed:
             return
         for gone in self._peers.keys() - peers.keys():
-            for known in (self._paths, self._best, self._turns, self._endpoints):
+            for known in (self._paths, self._best, self._endpoints, self._known_ips):
                 known.pop(gone, None)
         for peer, addresses in peers.items():
             if self._peers.get(peer) != addresses:
@@ -72,7 +74,7 @@ class RttBook:
 
     def names(self) -> tuple[str, ...]:
         """Host names of the peers that are probed; `resolved` wants their addresses."""
-        found = (one for peer in self._order for one in self._endpoints[peer] if not one.ip)
+        found = (one for peer in self._choice.peers for one in self._endpoints[peer] if not one.ip)
         return tuple(dict.fromkeys(one.host for one in found))
 
     def resolved(self, name: str, ips: Iterable[str]) -> None:
@@ -85,7 +87,7 @@ class RttBook:
             if ip and ip not in usable:
                 usable.append(ip)
         self._names[name] = tuple(usable[:_MAX_IPS_OF_A_NAME])
-        for peer in self._order:
+        for peer in self._choice.peers:
             if any(one.host == name for one in self._endpoints[peer]):
                 self._drop_other_ips(peer)
 
@@ -95,11 +97,10 @@ class RttBook:
             self._choose(now_s)
         if self._last_sent_s is not None and now_s < self._last_sent_s + schedule.BUDGET_S:
             return None
-        order = self._pingable(versions)
-        peer = schedule.next_peer(order, self._turns, self._needed, now_s)
+        peer = schedule.next_peer(self._pingable(versions), self._turns, now_s)
         if peer is None:
             return None
-        ips = self._ips(peer, versions)
+        ips = self._ips_of(peer, versions)
         paths = self._paths.get(peer, {})
         best = self._best.get(peer, "")
         index = schedule.address_index(
@@ -114,7 +115,9 @@ class RttBook:
 
     def due_s(self, versions: frozenset[int]) -> float | None:
         """When `next_probe` will next have one; None while there is nobody to probe."""
-        first = min((self._turns[peer].due_s for peer in self._pingable(versions)), default=None)
+        first = min(
+            (self._turns[peer].due_s for peer in self._pingable(versions).peers), default=None
+        )
         if first is None or self._last_sent_s is None:
             return first
         return max(first, self._last_sent_s + schedule.BUDGET_S)
@@ -191,24 +194,59 @@ class RttBook:
         ends = self._endpoints.get(peer, ())
         return next((one.address for one in ends if best and best in self._resolved(one)), None)
 
+    def steady_windows(self, now_s: float) -> dict[str, RttWindow]:
+        """`windows` without the peer that is only explored: it changes with time alone."""
+        found = self.windows(now_s)
+        return {peer: one for peer, one in found.items() if peer not in self._choice.explored}
+
     def _choose(self, now_s: float) -> None:
         self._epoch = schedule.epoch_of(now_s)
         windows = self.windows(now_s)
-        nearest = sorted(windows, key=lambda peer: (windows[peer].median_ms, peer))
-        self._order = schedule.chosen(self._me, self._peers, self._needed, nearest, self._epoch)
-        old = self._turns
-        # A peer that comes back to the schedule goes on where it was, unless long overdue.
-        self._turns = {peer: old.get(peer, Turn(due_s=now_s)) for peer in self._order}
+        settled = {*self._choice.near, *self._choice.needed, *self._choice.others}
+
+        def distance(peer: str) -> tuple[float, str]:
+            far = windows[peer].median_ms
+            return far if peer in settled else farther(far), peer
+
+        nearest = sorted(windows, key=distance)
+        self._choice = schedule.choose(self._me, self._peers, self._needed, nearest, self._epoch)
+        self._can_ping.clear()
+        old, chosen = self._turns, self._choice.peers
+        self._turns = {peer: old.get(peer, Turn(due_s=now_s)) for peer in chosen}
+        for peer in self._paths.keys() - self._turns.keys():
+            self._forget_pings(peer, now_s)
+
+    def _forget_pings(self, peer: str, now_s: float) -> None:
+        """Of a peer that is probed no more; what its connections say stays."""
+        paths = self._paths[peer]
+        for ip, path in paths.items():
+            kept = tuple(one for one in path.samples.kept if one.source is Source.TCP)
+            paths[ip] = _Path(Samples(kept))
+        self._judge(peer, now_s)
 
     def _resolved(self, endpoint: Endpoint) -> tuple[str, ...]:
         return (endpoint.ip,) if endpoint.ip else self._names.get(endpoint.host, ())
 
-    def _ips(self, peer: str, versions: frozenset[int] = frozenset({4, 6})) -> tuple[str, ...]:
-        ips = (ip for one in self._endpoints.get(peer, ()) for ip in self._resolved(one))
-        return tuple(dict.fromkeys(ip for ip in ips if (6 if ":" in ip else 4) in versions))
+    def _ips(self, peer: str) -> tuple[str, ...]:
+        if peer not in self._known_ips:
+            ips = (ip for one in self._endpoints.get(peer, ()) for ip in self._resolved(one))
+            self._known_ips[peer] = tuple(dict.fromkeys(ips))
+        return self._known_ips[peer]
 
-    def _pingable(self, versions: frozenset[int]) -> tuple[str, ...]:
-        return tuple(peer for peer in self._order if self._ips(peer, versions))
+    def _ips_of(self, peer: str, versions: frozenset[int]) -> tuple[str, ...]:
+        return tuple(ip for ip in self._ips(peer) if version_of(ip) in versions)
+
+    def _pingable(self, versions: frozenset[int]) -> Choice:
+        """Those of the choice that have an address of a version that can be sent."""
+        if versions not in self._can_ping:
+            choice = self._choice
+            self._can_ping[versions] = Choice(
+                *(
+                    tuple(peer for peer in group if self._ips_of(peer, versions))
+                    for group in (choice.needed, choice.near, choice.others, choice.explored)
+                )
+            )
+        return self._can_ping[versions]
 
     def _sample(self, peer: str, ip: str, sample: Sample) -> None:
         paths = self._paths.setdefault(peer, {})
@@ -238,6 +276,8 @@ class RttBook:
         self._best[peer] = best
 
     def _drop_other_ips(self, peer: str) -> None:
+        self._known_ips.pop(peer, None)
+        self._can_ping.clear()
         ips = self._ips(peer)
         paths = {ip: path for ip, path in self._paths.get(peer, {}).items() if ip in ips}
         self._paths[peer] = paths

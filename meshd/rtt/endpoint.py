@@ -20,10 +20,6 @@ class Endpoint:
     port: int
     ip: str = ""
 
-    @property
-    def version(self) -> int:
-        return 6 if ":" in self.ip else 4
-
 
 def parse(address: str) -> Endpoint | None:
     """None for what is no ``host:port``, ``[IPv6]:port``, or cannot be a single machine."""
@@ -40,6 +36,11 @@ def parse(address: str) -> Endpoint | None:
     if not ip or bracketed != (":" in host):
         return None
     return Endpoint(address, host, int(port), ip)
+
+
+def version_of(ip: str) -> int:
+    """4 or 6."""
+    return 6 if ":" in ip else 4
 
 
 def usable_ip(text: str) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from meshd.rtt.endpoint import version_of
+
 DEADLINE_S = 3.0
 _MAX_PENDING = 64
 _REOPEN_AFTER_S = 300.0
@@ -81,7 +83,7 @@ class Pinger:
 
     def send(self, key: Hashable, ip: str) -> bool:
         """One packet. False when it could not leave; no answer will come then."""
-        version = 6 if ":" in ip else 4
+        version = version_of(ip)
         sock = self._sockets.get(version)
         if sock is None or len(self._pending) >= _MAX_PENDING:
             return False

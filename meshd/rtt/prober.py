@@ -173,7 +173,8 @@ class Prober:
         self._revise()
 
     def _revise(self) -> None:
-        told = revise(self._told, self.windows(), self._needed)
+        windows = self._book.steady_windows(self._clock())
+        told = revise(self._told, windows, self._needed)
         if told != self._told:
             self._told = told
             self._on_change()

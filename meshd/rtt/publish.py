@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from meshd.mesh.record import RttRecord
-from meshd.rtt.window import RttWindow, differs
+from meshd.rtt.window import RttWindow, differs, farther
 
 LIMIT = 32
 
@@ -26,9 +26,7 @@ def revise(
     now = [_record(before.get(peer), peer, window) for peer, window in windows.items()]
 
     def rank(record: RttRecord) -> tuple[bool, float, str]:
-        far = record.median_ms
-        if record.peer not in before:
-            far = max(far + 2.0, far * 1.2)
+        far = record.median_ms if record.peer in before else farther(record.median_ms)
         return record.peer not in needed, far, record.peer
 
     chosen = sorted(now, key=rank)[:limit]

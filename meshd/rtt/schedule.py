@@ -15,7 +15,7 @@ MAX_INTERVAL_S = 300.0
 GIVE_UP_AFTER = 5
 NEAREST = 4
 EPOCH_S = 3600.0
-"""So often the peers probed for no need of ours change, so that near ones are found."""
+"""One peer that nobody needs is looked at for so long, then another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,35 +53,51 @@ def lost(turn: Turn, now_s: float) -> Turn:
     return replace(turn, interval_s=interval_s, due_s=now_s + interval_s, losses=losses)
 
 
-def next_peer(
-    order: Iterable[str], turns: Mapping[str, Turn], needed: frozenset[str], now_s: float
-) -> str | None:
-    """Whose turn it is: needed peers before others, in each kind the longest overdue.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The peers to probe, most wanted first; nobody stands in two places.
 
-    :param order: the peers that are probed at all; earlier ones win ties.
+    :ivar others: by rendezvous hashing of (me, peer): steady as peers come and go, and the mesh's
+        nodes choose evenly among each other.
+    :ivar explored: one more, another every `EPOCH_S`, so that near ones are found.
     """
-    due = [peer for peer in order if turns[peer].due_s <= now_s]
-    return min(due, key=lambda peer: (peer not in needed, turns[peer].due_s), default=None)
+
+    needed: tuple[str, ...] = ()
+    near: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    explored: tuple[str, ...] = ()
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return (*self.needed, *self.near, *self.others, *self.explored)
 
 
-def chosen(
-    me: str,
-    peers: Iterable[str],
-    needed: frozenset[str],
-    nearest: Iterable[str],
-    epoch: int,
-) -> tuple[str, ...]:
-    """The peers to probe, most wanted first: needed, the nearest known, and O(log n) others.
+def next_peer(choice: Choice, turns: Mapping[str, Turn], now_s: float) -> str | None:
+    """Whose turn it is: needed ones first, then near ones; among equals the longest overdue."""
+    for group in (choice.needed, choice.near, (*choice.others, *choice.explored)):
+        due = [peer for peer in group if turns[peer].due_s <= now_s]
+        if due:
+            return min(due, key=lambda peer: turns[peer].due_s)
+    return None
 
-    The others are the highest by rendezvous hashing of (me, epoch, peer): as peers come and go at
-    most that many places change, and the mesh's nodes choose evenly among each other.
+
+def choose(
+    me: str, peers: Iterable[str], needed: frozenset[str], nearest: Iterable[str], epoch: int
+) -> Choice:
+    """Needed ones, O(log n) others, the nearest of the rest, and one that is explored.
+
+    :param nearest: all whose distance is known, nearest first.
     """
     known = set(peers) - {me}
-    by_distance = [peer for peer in nearest if peer in known]
-    wanted = [*(peer for peer in by_distance if peer in needed), *sorted(needed & known)]
-    first = dict.fromkeys([*wanted, *by_distance[:NEAREST]])
-    others = sorted(known - first.keys(), key=lambda peer: (_weight(me, epoch, peer), peer))
-    return (*first, *others[: others_count(len(known))])
+    wanted = needed & known
+    by_weight = sorted(known - wanted, key=lambda peer: (_weight(f"{me}/{peer}"), peer))
+    others = by_weight[: others_count(len(known))]
+    near = [peer for peer in nearest if peer in known - wanted - set(others)][:NEAREST]
+    rest = known - wanted - set(others) - set(near)
+    explored = min(rest, key=lambda peer: (_weight(f"{me}/{epoch}/{peer}"), peer), default=None)
+    return Choice(
+        tuple(sorted(wanted)), tuple(near), tuple(others), (explored,) if explored else ()
+    )
 
 
 def others_count(peers: int) -> int:
@@ -108,5 +124,5 @@ def address_index(turn: Turn, count: int, measured: Callable[[int], bool], best:
     return best
 
 
-def _weight(me: str, epoch: int, peer: str) -> bytes:
-    return hashlib.blake2b(f"{me}/{epoch}/{peer}".encode(), digest_size=8).digest()
+def _weight(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()

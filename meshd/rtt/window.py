@@ -101,6 +101,11 @@ def differs(old_ms: float, new_ms: float) -> bool:
     return abs(new_ms - old_ms) > max(_FLOOR_MS, _SHARE * old_ms)
 
 
+def farther(rtt_ms: float) -> float:
+    """As far as another may be and not differ: what a newcomer counts as beside those chosen."""
+    return max(rtt_ms + _FLOOR_MS, rtt_ms * (1 + _SHARE))
+
+
 def _slack_ms(values: list[float]) -> float:
     """Three median absolute deviations, which outliers hardly move, and at least what differs."""
     median = statistics.median(values)
