@@ -21,14 +21,14 @@ class Aside:
     def __init__(self, name: str, deadline_s: float) -> None:
         self._name = name
         self._deadline_s = deadline_s
-        self._thread: threading.Thread | None = None
+        self._busy = False
 
     async def call(self, function: Callable[[], _T]) -> _T:
         """The function's result; whatever it raises is raised here.
 
         :raises TimeoutError: no result in time, or an earlier call has still not come back.
         """
-        if self._thread is not None and self._thread.is_alive():
+        if self._busy:
             raise TimeoutError(f"{self._name}: an earlier call has not come back")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
@@ -47,10 +47,11 @@ class Aside:
                 result = function()
             except Exception as raised:
                 error = raised
+            self._busy = False
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(settle, result, error)
 
-        self._thread = threading.Thread(target=work, name=self._name, daemon=True)
-        self._thread.start()
+        self._busy = True
+        threading.Thread(target=work, name=self._name, daemon=True).start()
         async with asyncio.timeout(self._deadline_s):
             return await future
