@@ -77,6 +77,8 @@ def next_claims(
 ) -> Claims:
     """Bring the node's assignments one step towards the plan.
 
+    The plan must come from a view that has this node's own newest record.
+
     CLAIMED: nothing runs yet. LOADING: start the engine. DRAINING: send it no new requests and stop
     it when the last has ended; it is gone from the answer as soon as `own` says ABSENT.
 
@@ -166,7 +168,14 @@ def _next(
             return None
         case Stage.CLAIMED:
             # Memory that another engine is about to give back is not there yet.
-            return replace(now, stage=Stage.LOADING) if clock.stood(one) and not draining else now
+            if not clock.stood(one) or draining or placement is None:
+                return now
+            return replace(
+                now,
+                stage=Stage.LOADING,
+                fingerprint=placement.fingerprint,
+                memory=replica.memory,
+            )
         case Stage.FAILED if one.engine is Engine.ANSWERS:
             return replace(now, stage=Stage.READY, detail="", settled=False)
         case Stage.FAILED:

@@ -40,10 +40,8 @@ class Known:
     member: MemberView
     offers: Mapping[str, Offer]
     near: int
-
-    @property
-    def alive(self) -> bool:
-        return self.member.status is Status.ALIVE
+    standby: int
+    alive: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,9 @@ def mesh_of(view: MeshView) -> Mesh:
             continue
         record = member.record
         offers = {offer.model: offer for offer in reversed(record.offers)}
-        known[member.id] = Known(member, offers, _nearness(record))
+        standby = _STANDBY if record.role == "standby" else 0
+        alive = member.status is Status.ALIVE
+        known[member.id] = Known(member, offers, _nearness(record), standby, alive)
         for one in reversed(record.assignments):
             assigned.setdefault(one.model, {})[member.id] = one
     return Mesh(known, assigned)
@@ -103,16 +103,18 @@ def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
             excluded.setdefault(obstacle[0], []).append((node, obstacle[1]))
         elif offer is not None:
             open_to.append((node, offer))
-    fingerprint, notes = _content(open_to, mesh.assigned.get(model, {}))
     assigned = mesh.assigned.get(model, {})
+    fingerprint, notes = _content(open_to, assigned)
     nodes: list[str] = []
     for node, offer in open_to:
         if offer.fingerprint != fingerprint:
             text = f"has other content of that name ({_short(offer.fingerprint)})"
             excluded.setdefault(Code.OTHER_CONTENT, []).append((node, text))
             continue
-        passing = _passing(mesh.known[node], assigned.get(node))
-        if passing is not None:
+        here, one = assigned.get(node), mesh.known[node]
+        if here is None and one.alive:
+            nodes.append(node)
+        elif (passing := _passing(one, here)) is not None:
             excluded.setdefault(passing[0], []).append((node, passing[1]))
         else:
             nodes.append(node)
@@ -127,12 +129,10 @@ def rank(asked: Wanted, one: Known) -> int:
     whatever else they see.
     """
     offer = one.offers.get(asked.model)
-    result = 0 if one.member.id in asked.asked_by else 1
-    if one.member.record.role == "standby":
-        result += _STANDBY
+    result = (0 if one.member.id in asked.asked_by else 1) + one.standby
     if offer is None:
         return result + _ORDER_UNKNOWN * _STRATEGY + _SPEED_MOST * _SPEED
-    speed = min(_SPEED_MOST, _speed(offer.tokens_s))
+    speed = _speed(offer.tokens_s)
     strategy = _ORDER.get(offer.strategy, _ORDER_UNKNOWN)
     return result + strategy * _STRATEGY + (_SPEED_MOST - speed) * _SPEED
 
@@ -227,7 +227,7 @@ def _speed(tokens_s: float) -> int:
     """Steps of 1.5 times, so that a measurement that moved a little changes nobody's order."""
     if not math.isfinite(tokens_s) or tokens_s < 1.0:
         return 0
-    return 1 + int(math.log(tokens_s) / _SPEED_STEP)
+    return min(_SPEED_MOST, 1 + int(math.log(tokens_s) / _SPEED_STEP))
 
 
 @lru_cache(maxsize=1 << 18)

@@ -23,6 +23,7 @@ class Table:
         self._rooms = {node: Room(one.member.record.devices) for node, one in mesh.known.items()}
         self._burden = dict.fromkeys(mesh.known, 0)
         self._running: dict[str, list[tuple[Case, Runs]]] = {}
+        self._ranked: dict[str, list[list[str]]] = {}
         for case in cases:
             for runs in case.running:
                 self._running.setdefault(runs.node, []).append((case, runs))
@@ -54,24 +55,29 @@ class Table:
 
     def place(self, case: Case, number: int) -> None:
         """Give the model nodes until it has so many, or nobody is left."""
-        ranked: dict[int, list[str]] = {}
-        if case.count < min(number, case.number):
-            for node in case.may.nodes:
-                ranked.setdefault(rank(case.asked, self._mesh.known[node]), []).append(node)
-        best_first = [ranked[one] for one in sorted(ranked)]
         while case.count < min(number, case.number):
-            found = self._idle(case, best_first)
+            found = self._idle(case)
             if found is None and case.count < case.asked.least:
                 found = self._cleared(case)
             if found is None:
                 return
             self._take(case, *found, None)
 
-    def _idle(self, case: Case, best_first: list[list[str]]) -> tuple[str, Memory] | None:
+    def _best_first(self, case: Case) -> list[list[str]]:
+        """The nodes that may take the model: equals together."""
+        model = case.asked.model
+        if model not in self._ranked:
+            ranked: dict[int, list[str]] = {}
+            for node in case.may.nodes:
+                ranked.setdefault(rank(case.asked, self._mesh.known[node]), []).append(node)
+            self._ranked[model] = [ranked[one] for one in sorted(ranked)]
+        return self._ranked[model]
+
+    def _idle(self, case: Case) -> tuple[str, Memory] | None:
         """The best node with room: among equals the least burdened, then the nearest."""
         model = case.asked.model
         known = self._mesh.known
-        for equals in best_first:
+        for equals in self._best_first(case):
             for node in sorted(
                 equals, key=lambda n: (self._burden[n], known[n].near, chance(model, n))
             ):

@@ -50,13 +50,15 @@ class _Sum:
     differing: dict[str, tuple[object, str]] = field(default_factory=dict)
 
     def add(self, wish: Wish, node: NodeRecord, order: int) -> None:
-        self.order = min(self.order, order)
+        self.asked_by.append(node.id)
+        if order < self.order:
+            self.order = order
+        # Nearly always all nodes say the same.
+        if wish is self.first or wish == self.first:
+            return
         self.least = max(self.least, wish.least)
         if self.most is not None:
             self.most = None if wish.most is None else max(self.most, wish.most)
-        self.asked_by.append(node.id)
-        if wish == self.first:
-            return
         self.aliases.update(wish.aliases)
         self.nodes.update(wish.nodes)
         for name in _OVERRULED:
