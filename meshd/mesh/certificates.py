@@ -27,7 +27,7 @@ LIFE = timedelta(days=365)
 # Clocks of two nodes may differ by so much, and nobody refuses the other.
 SKEW = timedelta(days=2)
 # No meshd is older, so an earlier clock was never set; a later one outlives the authority.
-_CLOCK_FROM = datetime(2026, 1, 1, tzinfo=UTC)
+_CLOCK_FROM = datetime(2025, 1, 1, tzinfo=UTC)
 _CLOCK_UNTIL = _CA_UNTIL - LIFE
 
 
