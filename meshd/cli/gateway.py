@@ -11,7 +11,7 @@ from typing import Any
 
 from meshd import logging
 from meshd.config.settings import GatewaySettings
-from meshd.gateway.listen import inherited_sockets, open_sockets, parse_address
+from meshd.gateway.listen import Sockets, inherited_sockets, open_sockets, parse_address
 from meshd.gateway.serve import DRAIN_S, GatewayOptions, serve
 
 
@@ -34,6 +34,13 @@ def register(subparsers: Any) -> None:
         help=f"addresses to serve on (default: {' '.join(GatewaySettings().listen)})",
     )
     parser.add_argument(
+        "--peers",
+        nargs="+",
+        action="extend",
+        metavar="HOST:PORT",
+        help="addresses for the other nodes of the mesh (default: none)",
+    )
+    parser.add_argument(
         "--drain",
         type=_seconds,
         default=DRAIN_S,
@@ -49,10 +56,20 @@ def _run(args: argparse.Namespace) -> int:
     logging.configure()
     routes = args.routes or args.paths.routes
     sockets = inherited_sockets(os.environ, os.getpid())
-    if not sockets:
+    if not sockets.clients:
         listen = args.listen or GatewaySettings().listen
-        sockets = open_sockets([parse_address(text) for text in listen])
-    asyncio.run(serve(GatewayOptions(routes=routes.absolute(), drain_s=args.drain), sockets))
+        peers = [] if sockets.peers else args.peers or []
+        sockets = Sockets(
+            open_sockets([parse_address(text) for text in listen]),
+            sockets.peers or open_sockets([parse_address(text) for text in peers], dual=True),
+        )
+    # The brain's control socket lies beside the table that it writes.
+    options = GatewayOptions(
+        routes=routes.absolute(),
+        drain_s=args.drain,
+        control=routes.absolute().with_name("meshd.sock"),
+    )
+    asyncio.run(serve(options, sockets.clients, sockets.peers))
     return 0
 
 

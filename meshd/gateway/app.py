@@ -14,6 +14,7 @@ from aiohttp import web
 import meshd
 from meshd.gateway import headers, openai_error
 from meshd.gateway.choice import find_route, servable
+from meshd.gateway.engine_call import LOST
 from meshd.gateway.exchange import Exchange
 from meshd.gateway.intake import Refuse
 from meshd.gateway.metrics import NO_MODEL, UNKNOWN_MODEL, GatewayMetrics
@@ -33,7 +34,7 @@ _EXCHANGE: ContextVar[Exchange] = ContextVar("exchange")
 
 _log = structlog.get_logger("meshd.gateway")
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(
@@ -41,8 +42,47 @@ def make_app(
 ) -> web.Application:
     """The application, over parts that the caller starts and stops."""
 
+    async def healthz(_: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready, report = readiness(watch, upstreams)
+        return _json(report, status=200 if ready else 503)
+
+    async def exposition(request: web.Request) -> web.Response:
+        text, content_type = metrics.exposition(request.headers.get("Accept", ""))
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+    app = bare_app(metrics)
+    add_openai(app, watch, relay)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", exposition)
+    return app
+
+
+def bare_app(metrics: GatewayMetrics, *first: Any) -> web.Application:
+    """An application without endpoints, whose errors have OpenAI's shape.
+
+    :param first: middlewares that see a request before all else.
+    """
+    app = web.Application(middlewares=[*first, _observer(metrics)])
+    app.on_response_prepare.append(_sign)
+    return app
+
+
+def add_openai(
+    app: web.Application,
+    watch: TableWatch,
+    relay: Relay,
+    hop: Callable[[web.Request], bool] = lambda _: False,
+) -> None:
+    """OpenAI's endpoints. :param hop: whether another gateway sent a request on."""
+
     async def inference(request: web.Request) -> web.StreamResponse:
-        return await relay.handle(request, request.path, _EXCHANGE.get())
+        exchange = _EXCHANGE.get()
+        exchange.hop = hop(request)
+        return await relay.handle(request, request.path, exchange)
 
     async def models(_: web.Request) -> web.Response:
         table = watch.table
@@ -60,27 +100,10 @@ def make_app(
             raise Refuse(openai_error.unknown_model(name, table))
         return _json(model_object(route))
 
-    async def healthz(_: web.Request) -> web.Response:
-        return _json({"status": "ok"})
-
-    async def readyz(_: web.Request) -> web.Response:
-        ready, report = readiness(watch, upstreams)
-        return _json(report, status=200 if ready else 503)
-
-    async def exposition(request: web.Request) -> web.Response:
-        text, content_type = metrics.exposition(request.headers.get("Accept", ""))
-        return web.Response(body=text, headers={"Content-Type": content_type})
-
-    app = web.Application(middlewares=[_observer(metrics)])
-    app.on_response_prepare.append(_sign)
     for path in INFERENCE_PATHS:
         app.router.add_post(path, inference)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{id:.+}", model)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", exposition)
-    return app
 
 
 def model_object(route: Route) -> dict[str, Any]:
@@ -126,7 +149,7 @@ def readiness(watch: TableWatch, upstreams: Upstreams) -> tuple[bool, dict[str, 
 
 def _observer(metrics: GatewayMetrics) -> Any:
     @web.middleware
-    async def observe(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = Exchange(headers.request_id(request.headers))
         _EXCHANGE.set(exchange)
         code = 500
@@ -143,13 +166,14 @@ def _observer(metrics: GatewayMetrics) -> Any:
     return observe
 
 
-async def _answer(
-    request: web.Request, handler: _Handler, exchange: Exchange
-) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Handler, exchange: Exchange) -> web.StreamResponse:
     try:
         return await handler(request)
     except Refuse as refusal:
-        return error_response(refusal.error)
+        response = error_response(refusal.error)
+        if refusal.lost:
+            response.headers[LOST] = "1"
+        return response
     except web.HTTPException as error:
         return _http_error(request, error)
     except (asyncio.CancelledError, ConnectionError):

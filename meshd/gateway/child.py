@@ -25,21 +25,24 @@ class GatewayChild:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._listen: tuple[str, ...] = ()
+        self._peers: tuple[str, ...] = ()
         self._task: asyncio.Task[None] | None = None
         self._ended = ""
 
-    async def listen(self, addresses: Sequence[str]) -> None:
+    async def listen(self, addresses: Sequence[str], peers: Sequence[str] = ()) -> None:
         """Start it there, or see that it still runs.
 
+        :param peers: where other nodes reach it; none for no such door.
         :raises UserError: it ended by itself, as it does where it cannot listen.
         """
-        if tuple(addresses) != self._listen or not self._task or self._task.done():
+        wanted = tuple(addresses), tuple(peers)
+        if wanted != (self._listen, self._peers) or not self._task or self._task.done():
             await self.close()
-            self._listen = tuple(addresses)
+            self._listen, self._peers = wanted
             if self._listen:
                 self._task = asyncio.create_task(self._keep(), name="gateway child")
         if self._ended:
-            where = ", ".join(self._listen)
+            where = ", ".join((*self._listen, *self._peers))
             raise UserError(
                 f"the gateway does not stay up on {where}: {self._ended}",
                 hint="the log above says why; `ss -ltnp` shows who has its ports",
@@ -88,6 +91,8 @@ class GatewayChild:
         arguments += ["--routes", str(self._paths.routes)]
         for address in self._listen:
             arguments += ["--listen", address]
+        for address in self._peers:
+            arguments += ["--peers", address]
         # Should we be killed, it must not stay behind and hold the port.
         return await asyncio.create_subprocess_exec(
             "setpriv", "--pdeathsig", "TERM", "--", *arguments, stdin=asyncio.subprocess.DEVNULL

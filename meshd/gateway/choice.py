@@ -53,6 +53,11 @@ def find_route(table: RoutingTable, model: str) -> Route | None:
     return next((route for route in table.routes if model in route.aliases), None)
 
 
+def place(model: str, target: Target) -> str:
+    """What is counted and passed over as one: an engine here, a model on another node."""
+    return target.socket or f"{model}@{target.key}"
+
+
 def choose(
     table: RoutingTable,
     model: str,
@@ -61,32 +66,49 @@ def choose(
     *,
     needs: frozenset[str] = frozenset(),
     limit: int = MAX_IN_FLIGHT_PER_TARGET,
+    here_only: bool = False,
 ) -> Choice:
-    """The ready target with the fewest requests in flight; among equals this node's own first.
+    """A ready target: one of this node's own while it has a free slot, else the least loaded.
 
-    :param in_flight: requests that this gateway has at each socket.
-    :param suspects: sockets that failed and have not yet answered a probe.
+    Load is (busy as its node last said + sent there by us) / slots; among equals the nearest.
+
+    :param in_flight: requests that this gateway has at each `place`.
+    :param suspects: each `Target.key` or `place` that failed and has not yet answered a probe.
     :param needs: one of these the model must be good for; a table may leave it open.
     :param limit: requests that one target may have in flight.
+    :param here_only: only this node's own engines.
     """
     route = find_route(table, model)
     if route is None:
         return Refused(Refusal.UNKNOWN)
     if needs and route.capabilities and needs.isdisjoint(route.capabilities):
         return Refused(Refusal.INCAPABLE, route)
-    ready = [target for target in route.targets if target.ready]
+    ready = [
+        target for target in route.targets if target.ready and (target.socket or not here_only)
+    ]
     if route.state is not ModelState.READY or not ready:
         return Refused(Refusal.NOT_READY, route)
-    reachable = [target for target in ready if target.socket not in suspects]
+    reachable = [
+        target
+        for target in ready
+        if target.key not in suspects and place(route.model, target) not in suspects
+    ]
     if not reachable:
         return Refused(Refusal.UNREACHABLE, route)
-    best = min(
-        reachable,
-        key=lambda target: (in_flight.get(target.socket, 0), target.node != table.node),
-    )
-    if in_flight.get(best.socket, 0) >= limit:
+
+    def sent(target: Target) -> int:
+        return in_flight.get(place(route.model, target), 0)
+
+    def cost(target: Target) -> tuple[float, float, bool]:
+        busy = sent(target) if target.socket else target.busy + sent(target)
+        return busy / max(1, target.slots), target.rtt_ms, not target.socket
+
+    with_room = [target for target in reachable if sent(target) < limit]
+    if not with_room:
         return Refused(Refusal.FULL, route)
-    return Chosen(route, best)
+    candidates = [target for target in with_room if not target.suspect] or with_room
+    own = [one for one in candidates if one.socket and sent(one) < max(1, one.slots)]
+    return Chosen(route, min(own or candidates, key=cost))
 
 
 def servable(table: RoutingTable, suspects: Collection[str]) -> tuple[str, ...]:

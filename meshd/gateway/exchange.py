@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from meshd.gateway.intake import Intake
+from meshd.gateway.tokens import Tokens
 
 
 @dataclass(slots=True)
@@ -16,6 +17,9 @@ class Exchange:
     :ivar started_s: monotonic.
     :ivar first_byte_s: seconds from the start to the answer's first byte, None before it.
     :ivar failure: kind of the last engine's failure, "" without one.
+    :ivar hop: another gateway sent it on: it stays here, and is counted there.
+    :ivar tokens: what the answer said of itself, so far.
+    :ivar here: an engine of this node answers.
     """
 
     request_id: str
@@ -23,6 +27,9 @@ class Exchange:
     started_s: float = field(default_factory=time.monotonic)
     first_byte_s: float | None = None
     failure: str = ""
+    hop: bool = False
+    tokens: Tokens = field(default_factory=Tokens)
+    here: bool = False
 
     def first_byte(self) -> None:
         if self.first_byte_s is None:

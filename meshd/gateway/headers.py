@@ -10,6 +10,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 REQUEST_ID = "X-Request-Id"
 NODE = "X-Mesh-Node"
+HOP = "X-Mesh-Hop"
+"""On a request that a gateway sends on: it goes no further than to that node's own engines."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}", re.ASCII)
 
@@ -33,6 +35,9 @@ _NOT_TO_CLIENT = frozenset(
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "x-mesh-hop",
+        "x-mesh-lost",
+        "x-mesh-node",
         "x-request-id",
     }
 )
@@ -44,8 +49,11 @@ def request_id(headers: Mapping[str, str]) -> str:
     return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
 
 
-def to_engine(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
-    """The head of the request as the engine gets it. The body is JSON, whatever the client says."""
+def to_engine(headers: Mapping[str, str], request_id: str, *, hop: bool = False) -> dict[str, str]:
+    """The head of the request as the engine gets it. The body is JSON, whatever the client says.
+
+    :param hop: mark it as sent on by a gateway.
+    """
     passed = {name: headers[name] for name in _TO_ENGINE if name in headers}
     # An engine's HTTP library would read a form or a multipart body as such.
     return {
@@ -54,6 +62,7 @@ def to_engine(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
         "Accept-Encoding": "identity",
         "Content-Type": "application/json",
         REQUEST_ID: request_id,
+        **({HOP: "1"} if hop else {}),
     }
 
 

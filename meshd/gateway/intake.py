@@ -14,11 +14,15 @@ _LARGEST_AT_ONCE = 8
 
 
 class Refuse(Exception):  # noqa: N818 -- an answer, not a fault
-    """Ends a request with an error answer."""
+    """Ends a request with an error answer.
 
-    def __init__(self, error: ApiError) -> None:
+    :ivar lost: an engine died with the request, which whoever sent it on should know.
+    """
+
+    def __init__(self, error: ApiError, *, lost: bool = False) -> None:
         super().__init__(error.message)
         self.error = error
+        self.lost = lost
 
 
 class Intake:

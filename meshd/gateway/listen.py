@@ -6,12 +6,15 @@ import os
 import socket
 from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meshd.errors import UserError
 
 _FIRST_FD = 3  # sd_listen_fds(3)
 _BACKLOG = 1024
+
+PEERS = "peers"
+"""FileDescriptorName= of mesh-peers.socket."""
 
 # IPv6 places also carry the scope of a link-local address.
 _Place = tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]
@@ -46,10 +49,12 @@ def parse_address(text: str) -> Address:
     return Address("" if host == "*" else host, int(port))
 
 
-def open_sockets(addresses: Sequence[Address]) -> list[socket.socket]:
+def open_sockets(addresses: Sequence[Address], *, dual: bool = False) -> list[socket.socket]:
     """A listening socket for every address, or none at all.
 
     IPv6 sockets take IPv6 only, so that `0.0.0.0:9337` and `[::]:9337` can stand side by side.
+
+    :param dual: let `[::]` take IPv4 as well, as systemd does.
 
     :raises UserError: a name that is not known, an address that is not ours or is in use.
     """
@@ -58,27 +63,36 @@ def open_sockets(addresses: Sequence[Address]) -> list[socket.socket]:
         for address in addresses:
             for family, place in _resolve(address):
                 listener = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                _bind(listener, family, place, address)
+                _bind(listener, family, place, address, only=not dual)
                 sockets.append(listener)
         undo.pop_all()
     return sockets
 
 
-def inherited_sockets(environment: MutableMapping[str, str], pid: int) -> list[socket.socket]:
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Listening ones. :ivar clients: for plain HTTP. :ivar peers: for other nodes."""
+
+    clients: list[socket.socket] = field(default_factory=list)
+    peers: list[socket.socket] = field(default_factory=list)
+
+
+def inherited_sockets(environment: MutableMapping[str, str], pid: int) -> Sockets:
     """The sockets that systemd opened for this very process; none without socket activation.
 
     The variables are taken out of the environment, so that no child believes they are its own.
-    Protocol: sd_listen_fds(3).
+    Protocol: sd_listen_fds_with_names(3); those named ``peers`` are for other nodes.
 
     :raises UserError: a descriptor that is not a listening stream socket.
     """
     for_pid = environment.pop("LISTEN_PID", "")
     count = environment.pop("LISTEN_FDS", "")
-    environment.pop("LISTEN_FDNAMES", None)
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    sockets = Sockets()
     if not count.isdigit() or for_pid != str(pid):
-        return []
-    sockets = []
-    for fd in range(_FIRST_FD, _FIRST_FD + int(count)):
+        return sockets
+    for number in range(int(count)):
+        fd = _FIRST_FD + number
         try:
             os.set_inheritable(fd, False)
             listener = socket.socket(fileno=fd)
@@ -88,10 +102,11 @@ def inherited_sockets(environment: MutableMapping[str, str], pid: int) -> list[s
         if not listening:
             raise UserError(
                 f"LISTEN_FDS: descriptor {fd} is not a listening stream socket",
-                hint="see ListenStream= in mesh-gateway.socket",
+                hint="see ListenStream= in mesh-gateway.socket and mesh-peers.socket",
             )
         listener.setblocking(False)
-        sockets.append(listener)
+        named = names[number] if number < len(names) else ""
+        (sockets.peers if named == PEERS else sockets.clients).append(listener)
     return sockets
 
 
@@ -119,11 +134,13 @@ def _bind(
     family: socket.AddressFamily,
     place: _Place,
     address: Address,
+    *,
+    only: bool,
 ) -> None:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only))
         listener.bind(place)
         listener.listen(_BACKLOG)
         listener.setblocking(False)

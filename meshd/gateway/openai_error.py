@@ -64,6 +64,15 @@ def stopping() -> ApiError:
     return unavailable("The gateway is being stopped.", "stopping", UNREACHABLE_RETRY_S)
 
 
+def moved(model: str) -> ApiError:
+    """To a gateway whose table is older than ours, or newer."""
+    return unavailable(
+        f"The model `{_shown(model)}` is not served by this node now.",
+        "model_moved",
+        UNREACHABLE_RETRY_S,
+    )
+
+
 def engine_lost(model: str, how: str = "died while it answered") -> ApiError:
     return ApiError(
         502, f"The engine of the model `{_shown(model)}` {how}.", "server_error", code="engine_lost"

@@ -1,34 +1,48 @@
-"""Sends a request to an engine and its answer back to the client, as it comes."""
+"""Finds an engine for a request, and another one while none has answered."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import aiohttp
-import structlog
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
-from meshd.gateway.choice import NEEDS, Chosen, Refused, choose
-from meshd.gateway.engine_call import EngineFailed, call
-from meshd.gateway.event_stream import EventStream
+from meshd.gateway.choice import NEEDS, Chosen, Refusal, Refused, choose, find_route, place
+from meshd.gateway.delivery import Delivery
+from meshd.gateway.engine_call import EngineFailed, call, silent
 from meshd.gateway.exchange import Exchange, HeldBody
 from meshd.gateway.intake import Intake, Refuse
 from meshd.gateway.metrics import GatewayMetrics
+from meshd.gateway.news import News
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.request_body import BadBodyError, model_of, with_model
 from meshd.gateway.routes import RoutingTable, Target
 from meshd.gateway.table_watch import TableWatch
+from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.upstreams import Deadlines, Upstreams
-
-MAX_ANSWER_BYTES = 256 * 1024 * 1024
+from meshd.gateway.waits import Wait, Waits
 
 # A request that kills engines must not go through all replicas.
 _MAX_ENGINES_LOST = 2
+# While the mesh changes under it a request may meet a few targets that are gone already.
+_MAX_ATTEMPTS = 6
 
-_log = structlog.get_logger("meshd.gateway")
+
+@dataclass(slots=True)
+class _Tries:
+    """What one request has seen.
+
+    :ivar failed: keys and places not to be tried again before there is news of them.
+    :ivar lost: those that died with it, not to be tried again at all.
+    :ivar patient_until: by the loop's clock, once it waits for news.
+    """
+
+    failed: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+    count: int = 0
+    patient_until: float | None = None
 
 
 class Relay:
@@ -40,21 +54,27 @@ class Relay:
         upstreams: Upstreams,
         metrics: GatewayMetrics,
         deadlines: Deadlines,
+        news: News | None = None,
+        traffic: TrafficCount | None = None,
     ) -> None:
+        """:param news: of a new table, and of targets that answer again."""
         self._watch = watch
         self._upstreams = upstreams
         self._metrics = metrics
         self._deadlines = deadlines
+        self._news = news or News()
+        self._traffic = traffic or TrafficCount()
         self._intake = Intake(deadlines.client_body)
-        self._waits: set[asyncio.Timeout] = set()
-        self._stopping = False
+        self._waits = Waits()
+        self._delivery = Delivery(deadlines, self._waits, self._note, upstreams.suspicion.suspect)
 
     def stop(self) -> None:
         """End all running answers now, each with an error that says so."""
-        self._stopping = True
-        now = asyncio.get_running_loop().time()
-        for wait in self._waits:
-            wait.reschedule(now)
+        self._waits.stop()
+
+    def table_changed(self) -> None:
+        """Let those wait no longer who wait for a target that is not to answer any more."""
+        self._waits.reconsider()
 
     async def handle(
         self, request: web.Request, path: str, exchange: Exchange
@@ -74,6 +94,7 @@ class Relay:
             raise Refuse(ApiError(400, error.message, param=error.param, code=error.code)) from None
         finally:
             body.give_back()
+            self._traffic.answered(exchange)
 
     async def _route(
         self,
@@ -84,31 +105,39 @@ class Relay:
         exchange: Exchange,
     ) -> web.StreamResponse:
         model = model_of(body.data)
-        tried: frozenset[str] = frozenset()
-        lost = 0
+        if not exchange.hop:
+            route = find_route(table, model)
+            self._traffic.asked(route.model if route else model, known=route is not None)
+        tries = _Tries()
         while True:
+            seen = self._news.count
             choice = choose(
                 table,
                 model,
                 self._upstreams.in_flight,
-                self._upstreams.suspects | tried,
+                self._upstreams.suspects | tries.failed | tries.lost,
                 needs=NEEDS.get(path, frozenset()),
+                here_only=exchange.hop,
             )
-            if isinstance(choice, Refused):
-                exchange.model = choice.route.model if choice.route else ""
-                raise Refuse(openai_error.refused(choice, model, table))
+            if isinstance(choice, Refused) or tries.count >= _MAX_ATTEMPTS:
+                route = choice.route
+                exchange.model = route.model if route else ""
+                hopes = isinstance(choice, Refused) and _may_change(choice, tries, exchange)
+                if hopes and await self._changed(seen, tries):
+                    tries.failed.clear()
+                    table = self._watch.table or table
+                    continue
+                raise self._refusal(choice, model, table, exchange, tries)
             if model != choice.route.model:
                 model = choice.route.model
                 body.data = with_model(body.data, model)
             exchange.model = model
+            tries.count += 1
             try:
-                return await self._attempt(request, path, choice, body, exchange)
+                return await self._attempt(request, path, choice, body, exchange, table)
             except EngineFailed as failed:
-                self._note(exchange, failed.kind)
-                self._upstreams.suspect(choice.target.socket)
-                tried |= {choice.target.socket}
-                lost += failed.lost
-                if lost >= _MAX_ENGINES_LOST:
+                self._failed(exchange, choice, failed, tries)
+                if len(tries.lost) >= _MAX_ENGINES_LOST:
                     raise Refuse(openai_error.engine_lost(model)) from None
             table = self._watch.table or table
 
@@ -119,142 +148,124 @@ class Relay:
         choice: Chosen,
         body: HeldBody,
         exchange: Exchange,
+        table: RoutingTable,
     ) -> web.StreamResponse:
-        target = choice.target
-        head = headers.to_engine(request.headers, exchange.request_id)
-        in_flight = self._metrics.in_flight.labels(exchange.model)
-        with self._upstreams.request(target.socket), in_flight.track_inprogress():
-            try:
-                async with self._within(self._deadlines.answer):
-                    session = self._upstreams.session(target.socket)
-                    answer = await call(session, path, body.data, head)
-            except TimeoutError:
-                raise Refuse(self._too_late(exchange)) from None
-            try:
-                body.give_back()  # there is no retry from here on
-                if answer.status == 200 and answer.content_type == "text/event-stream":
-                    return await self._stream(request, target, answer, exchange)
-                return await self._whole(target, answer, exchange)
-            finally:
-                answer.close()
-
-    async def _whole(
-        self, target: Target, answer: aiohttp.ClientResponse, exchange: Exchange
-    ) -> web.Response:
-        """An answer that is sent when it is complete, so that a broken one can be an error."""
-        pieces: list[bytes] = []
-        size_bytes = 0
-        try:
-            async with self._within(self._deadlines.idle) as wait:
-                async for piece in answer.content.iter_any():
-                    size_bytes += len(piece)
-                    if size_bytes > MAX_ANSWER_BYTES:
-                        self._note(exchange, "too_large")
-                        raise Refuse(openai_error.engine_lost(exchange.model, "answered too much"))
-                    pieces.append(piece)
-                    self._extend(wait)
-        except TimeoutError:
-            raise Refuse(self._too_late(exchange)) from None
-        except (aiohttp.ClientError, OSError):
-            self._note(exchange, "died")
-            self._upstreams.suspect(target.socket)
-            raise Refuse(openai_error.engine_lost(exchange.model)) from None
-        text = b"".join(pieces)
-        exchange.first_byte()
-        if answer.status >= 400:
-            raise Refuse(openai_error.from_upstream(answer.status, text))
-        response = web.Response(
-            status=answer.status, body=text, headers=headers.to_client(answer.headers)
+        target, model = choice.target, exchange.model
+        remote = not target.socket
+        head = headers.to_engine(
+            request.headers, exchange.request_id, hop=remote and not table.client
         )
-        response.headers[headers.NODE] = target.node
-        return response
+        in_flight = self._metrics.in_flight.labels(model)
+        with self._upstreams.request(model, target) as door, in_flight.track_inprogress():
 
-    async def _stream(
-        self,
-        request: web.Request,
-        target: Target,
-        answer: aiohttp.ClientResponse,
-        exchange: Exchange,
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers=headers.to_client(answer.headers))
-        response.headers[headers.NODE] = target.node
-        response.headers.setdefault("Cache-Control", "no-cache")
-        await response.prepare(request)
-        events = EventStream()
-        client_waits = False
-        error: ApiError | None = None
-        try:
-            async with self._within(self._deadlines.idle) as wait:
-                async for piece in answer.content.iter_any():
-                    if ready := events.feed(piece):
-                        client_waits = True
-                        await response.write(ready)
-                        client_waits = False
-                        exchange.first_byte()
-                    self._extend(wait)
-            error = _ending(events, exchange.model)
-            if error:
-                self._note(exchange, "unfinished")
-        except TimeoutError:
-            if client_waits and not self._stopping:
-                # Its buffers are full: no error would reach it either.
-                exchange.failure = "client_stalled"
-                request.transport.abort() if request.transport else None
-                return response
-            error = self._too_late(exchange)
-        except (aiohttp.ClientError, OSError):
-            if client_waits:
-                raise  # the client's own connection broke
-            self._note(exchange, "died_mid_stream")
-            self._upstreams.suspect(target.socket)
-            error = openai_error.engine_lost(exchange.model)
-        await self._finish(response, events, error)
-        return response
+            def hopeless() -> bool:
+                return remote and self._has_moved(model, target)
 
-    async def _finish(
-        self, response: web.StreamResponse, events: EventStream, error: ApiError | None
-    ) -> None:
-        try:
-            async with asyncio.timeout(self._deadlines.connect):
-                if error is None:
-                    await response.write(events.rest())
-                else:
-                    # After a piece of an overlong event, its end; else we are at an event's end.
-                    end = b"" if events.whole else b"\n\n"
-                    await response.write(end + error.event())
-                await response.write_eof()
-        except TimeoutError:
-            _log.warning("client does not take the end of its stream")
-
-    @asynccontextmanager
-    async def _within(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
-        async with asyncio.timeout(0 if self._stopping else seconds) as wait:
-            self._waits.add(wait)
+            answer: aiohttp.ClientResponse | None = None
             try:
-                yield wait
+                try:
+                    async with self._waits.within(self._deadlines.answer, hopeless) as wait:
+                        answer = await call(door, path, body.data, head)
+                        first = await self._first(answer, wait) if _streams(answer) else b""
+                        wait.hoped()
+                except TimeoutError:
+                    if wait.given_up:
+                        raise EngineFailed("moved", lost=False) from None
+                    raise Refuse(self._delivery.too_late(exchange)) from None
+                body.give_back()  # there is no retry from here on
+                exchange.here = not remote
+                if _streams(answer):
+                    return await self._delivery.stream(request, target, answer, first, exchange)
+                return await self._delivery.whole(target, answer, exchange)
             finally:
-                self._waits.discard(wait)
+                if answer is not None:
+                    answer.close()
 
-    def _extend(self, wait: asyncio.Timeout) -> None:
-        if not self._stopping:
-            wait.reschedule(asyncio.get_running_loop().time() + self._deadlines.idle)
+    async def _first(self, answer: aiohttp.ClientResponse, wait: Wait) -> bytes:
+        """The first piece of a stream. Until it came, the client has got nothing.
 
-    def _too_late(self, exchange: Exchange) -> ApiError:
-        if self._stopping:
-            return openai_error.stopping()
-        self._note(exchange, "timeout")
-        return openai_error.engine_silent(exchange.model)
+        :raises EngineFailed: it does not come.
+        """
+        self._waits.extend(wait, self._deadlines.idle)
+        try:
+            piece = await answer.content.readany()
+        except (aiohttp.ClientError, OSError) as error:
+            unanswered = silent(error)
+            raise EngineFailed("silent" if unanswered else "reset", lost=not unanswered) from None
+        if not piece:
+            raise EngineFailed("reset", lost=True)
+        return piece
+
+    def _has_moved(self, model: str, target: Target) -> bool:
+        """Whether the newest table says that this target will not answer, or others better."""
+        table = self._watch.table
+        route = find_route(table, model) if table else None
+        if table is None:
+            return False
+        targets = route.targets if route else ()
+        listed = next((one for one in targets if one.key == target.key), None)
+        if listed is not None and not listed.suspect:
+            return False
+        if listed is None and all(peer.node != target.node for peer in table.peers):
+            return True  # its node is gone
+        # It may yet answer: missed just now, or about to unload when it is done.
+        others = self._upstreams.suspects | {target.key, place(model, target)}
+        choice = choose(table, model, self._upstreams.in_flight, others)
+        return isinstance(choice, Chosen) and not choice.target.suspect
+
+    def _failed(
+        self, exchange: Exchange, choice: Chosen, failed: EngineFailed, tries: _Tries
+    ) -> None:
+        self._note(exchange, failed.kind)
+        where = place(choice.route.model, choice.target)
+        if failed.answered:
+            self._upstreams.suspicion.lacks(where)
+        elif failed.kind != "moved":
+            self._upstreams.suspicion.suspect(choice.target)
+        (tries.lost if failed.lost else tries.failed).add(where)
+
+    async def _changed(self, seen: int, tries: _Tries) -> bool:
+        """Whether there was news within the patience that one request has in all."""
+        now = asyncio.get_running_loop().time()
+        if tries.patient_until is None:
+            tries.patient_until = now + self._deadlines.news
+        try:
+            async with self._waits.within(max(0.0, tries.patient_until - now)):
+                await self._news.after(seen)
+        except TimeoutError:
+            return False
+        return True
+
+    def _refusal(
+        self,
+        choice: Chosen | Refused,
+        model: str,
+        table: RoutingTable,
+        exchange: Exchange,
+        tries: _Tries,
+    ) -> Refuse:
+        if isinstance(choice, Chosen):
+            choice = Refused(Refusal.UNREACHABLE, choice.route)
+        if exchange.hop and choice.reason is not Refusal.INCAPABLE:
+            return Refuse(openai_error.moved(model), lost=bool(tries.lost))
+        if choice.reason is not Refusal.INCAPABLE and not exchange.hop:
+            route = choice.route
+            self._traffic.missed(route.model if route else model, known=route is not None)
+        return Refuse(openai_error.refused(choice, model, table))
 
     def _note(self, exchange: Exchange, kind: str) -> None:
         exchange.failure = kind
         self._metrics.upstream_errors.labels(exchange.model, kind).inc()
 
 
-def _ending(events: EventStream, model: str) -> ApiError | None:
-    """What a stream that the engine ended itself still lacks: the truth, if it was not done."""
-    rest = events.rest()
-    if events.done or events.failed or rest.startswith(b"data: [DONE]"):
-        return None
-    if rest:
-        return openai_error.from_upstream(502, rest)
-    return openai_error.engine_lost(model, "ended its answer too early")
+def _may_change(choice: Refused, tries: _Tries, exchange: Exchange) -> bool:
+    """Whether a moment's patience may find a target: one just failed, and the mesh moves on."""
+    if exchange.hop:
+        return False  # whoever sent it on knows other nodes
+    if choice.reason is Refusal.UNREACHABLE:
+        return True
+    return tries.count > 0 and choice.reason is Refusal.NOT_READY
+
+
+def _streams(answer: aiohttp.ClientResponse) -> bool:
+    return answer.status == 200 and answer.content_type == "text/event-stream"

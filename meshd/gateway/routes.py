@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
 
 SCHEMA = 1
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):[0-9]{1,5}", re.ASCII)
 
 
 class ModelState(StrEnum):
@@ -85,6 +88,10 @@ class RoutingTable:
     :ivar tls: folder with ``ca.pem``, ``cert.pem`` and ``key.pem`` of this node in the mesh, ""
         where there is no mesh: then there is no peer door either.
     :ivar mesh: the mesh's id, "" without one.
+    :ivar patience_ms: how long another node may leave a packet unanswered before its connection
+        counts as broken: short within one network, longer over the internet.
+    :ivar client: this node is none that others know of: requests go on as they came, so that the
+        node that gets them counts them.
     """
 
     schema: int = SCHEMA
@@ -96,6 +103,8 @@ class RoutingTable:
     tls: str = ""
     peers: tuple[Peer, ...] = ()
     revoked: tuple[str, ...] = ()
+    patience_ms: int = 1000
+    client: bool = False
 
 
 class RoutingTableError(ValueError):
@@ -135,6 +144,8 @@ def decode(text: bytes) -> RoutingTable:
 
 
 def _check(table: RoutingTable) -> None:
+    if table.patience_ms <= 0:
+        raise RoutingTableError("routing table: patience_ms must be more than 0")
     if table.max_body_bytes <= 0:
         raise RoutingTableError("routing table: max_body_bytes must be more than 0")
     seen: set[str] = set()
@@ -145,8 +156,29 @@ def _check(table: RoutingTable) -> None:
             raise RoutingTableError(f"routing table: model {route.model!r} is listed twice")
         seen.add(route.model)
         for target in route.targets:
-            if not target.socket.startswith("/") or "\0" in target.socket:
-                raise RoutingTableError(
-                    f"routing table: {route.model!r} has a target whose socket is not an "
-                    f"absolute path: {target.socket!r}"
-                )
+            _check_target(route.model, target)
+    for peer in table.peers:
+        if not _dialable(peer.address):
+            raise RoutingTableError(
+                f"routing table: a peer's address is not host:port: {peer.address!r}"
+            )
+
+
+def _check_target(model: str, target: Target) -> None:
+    if target.address and not target.socket:
+        if not _dialable(target.address):
+            raise RoutingTableError(
+                f"routing table: {model!r} has a target whose address is not host:port: "
+                f"{target.address!r}"
+            )
+        return
+    if not target.socket.startswith("/") or "\0" in target.socket:
+        raise RoutingTableError(
+            f"routing table: {model!r} has a target whose socket is not an "
+            f"absolute path: {target.socket!r}"
+        )
+
+
+def _dialable(address: str) -> bool:
+    """Whether it is ``host:port`` with nothing in it that a URL would read as something else."""
+    return _ADDRESS.fullmatch(address) is not None

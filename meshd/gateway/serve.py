@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,18 @@ import structlog
 from aiohttp import web
 
 from meshd.gateway.app import make_app
+from meshd.gateway.certificate import Certificate
 from meshd.gateway.metrics import GatewayMetrics
+from meshd.gateway.news import News
+from meshd.gateway.peer_app import asking, make_peer_app
+from meshd.gateway.peer_door import PeerDoor
 from meshd.gateway.relay import Relay
+from meshd.gateway.routes import RoutingTable
+from meshd.gateway.routes_feed import FeedLimits, RoutesFeed
 from meshd.gateway.table_watch import TableWatch
+from meshd.gateway.traffic import TrafficReport
+from meshd.gateway.traffic_count import TrafficCount
+from meshd.gateway.traffic_post import post_traffic
 from meshd.gateway.upstreams import Deadlines, Upstreams
 from meshd.notify import Notifier
 
@@ -25,54 +35,124 @@ DRAIN_S = 20.0
 _LAST_WORDS_S = 2.0
 # Clients may keep a connection for so long between two requests.
 _KEEPALIVE_S = 75.0
+# Certificates are made anew months before they run out.
+_CERTIFICATE_LOOK_S = 5.0
 
 _log = structlog.get_logger("meshd.gateway")
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """:ivar drain_s: seconds that running answers get when the gateway is stopped."""
+    """:ivar drain_s: seconds that running answers get when the gateway is stopped.
+
+    :ivar control: the brain's control socket, which hears of the traffic; None for nobody.
+    """
 
     routes: Path
     drain_s: float = DRAIN_S
     deadlines: Deadlines = field(default_factory=Deadlines)
     process_metrics: bool = True
+    control: Path | None = None
+    feed: FeedLimits = field(default_factory=FeedLimits)
 
 
 @asynccontextmanager
 async def running(
-    options: GatewayOptions, sockets: list[socket.socket]
+    options: GatewayOptions, sockets: list[socket.socket], peers: Sequence[socket.socket] = ()
 ) -> AsyncIterator[web.AppRunner]:
-    """A gateway that serves on these sockets, and drains when the context ends."""
+    """A gateway that serves on these sockets, and drains when the context ends.
+
+    :param peers: for other nodes; served while the table names a certificate.
+    """
     metrics = GatewayMetrics(process=options.process_metrics)
-    upstreams = Upstreams(options.deadlines, metrics)
-    watch = TableWatch(options.routes, metrics, upstreams.table_changed)
-    relay = Relay(watch, upstreams, metrics, options.deadlines)
+    news, certificate, traffic = News(), Certificate(), TrafficCount()
+    upstreams = Upstreams(options.deadlines, metrics, certificate, news.tell)
+    feed = RoutesFeed(options.feed, asking)
+
+    async def prepare(table: RoutingTable) -> None:
+        await certificate.look(table.tls)
+
+    def changed(table: RoutingTable) -> None:
+        upstreams.table_changed(table)
+        traffic.table_changed(table)
+        feed.table_changed(table)
+        door.cut(table.revoked)
+        news.tell()
+        relay.table_changed()
+
+    watch = TableWatch(options.routes, metrics, changed, prepare)
+    relay = Relay(watch, upstreams, metrics, options.deadlines, news, traffic)
+    runners = [
+        web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=_KEEPALIVE_S,
+            shutdown_timeout=options.drain_s + _LAST_WORDS_S,
+        )
+        for app in (
+            make_app(watch, upstreams, relay, metrics),
+            make_peer_app(watch, relay, metrics, feed),
+        )
+    ]
+    runner, peer_runner = runners
+    for one in runners:
+        await one.setup()
+    door = PeerDoor(peer_runner, peers)
+
+    def report() -> TrafficReport | None:
+        table = watch.table
+        if table is None:
+            return None
+        return traffic.report(table, upstreams.in_flight, upstreams.suspicion.nodes)
+
     await watch.refresh()
-    following = asyncio.create_task(watch.run())
-    runner = web.AppRunner(
-        make_app(watch, upstreams, relay, metrics),
-        handler_cancellation=True,
-        access_log=None,
-        keepalive_timeout=_KEEPALIVE_S,
-        shutdown_timeout=options.drain_s + _LAST_WORDS_S,
-    )
-    await runner.setup()
+    tasks = [
+        asyncio.create_task(watch.run()),
+        asyncio.create_task(_follow_certificate(watch, certificate, upstreams, door, news)),
+    ]
+    if options.control is not None:
+        tasks.append(asyncio.create_task(post_traffic(options.control, report)))
     try:
         for listener in sockets:
             await web.SockSite(runner, listener).start()
         yield runner
     finally:
         deadline = asyncio.get_running_loop().call_later(options.drain_s, relay.stop)
-        await runner.cleanup()
+        # Before the door closes, so that it is not opened again.
+        tasks[1].cancel()
+        door.close()
+        await asyncio.gather(*(one.cleanup() for one in runners))
         deadline.cancel()
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await upstreams.close()
+        for listener in peers:
+            listener.close()
 
 
-async def serve(options: GatewayOptions, sockets: list[socket.socket]) -> None:
+async def _follow_certificate(
+    watch: TableWatch, certificate: Certificate, upstreams: Upstreams, door: PeerDoor, news: News
+) -> None:
+    """Open the peer door with what the table names, and again when the files change."""
+    shown: ssl.SSLContext | None = None
+    while True:
+        seen = news.count
+        if watch.table is not None:
+            await certificate.look(watch.table.tls)
+        if certificate.server is not shown:
+            shown = certificate.server
+            await door.show(shown)
+            upstreams.certificate_changed()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CERTIFICATE_LOOK_S):
+                await news.after(seen)
+
+
+async def serve(
+    options: GatewayOptions, sockets: list[socket.socket], peers: Sequence[socket.socket] = ()
+) -> None:
     """Serve until SIGTERM or SIGINT. SIGHUP does nothing: the table is followed anyway."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -80,7 +160,7 @@ async def serve(options: GatewayOptions, sockets: list[socket.socket]) -> None:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: _log.debug("SIGHUP: nothing to reload"))
     notifier = Notifier()
-    async with running(options, sockets) as runner:
+    async with running(options, sockets, peers) as runner:
         _log.info("gateway ready", addresses=[_shown(place) for place in runner.addresses])
         notifier.ready()
         feeding = asyncio.create_task(_feed_watchdog(notifier))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -32,11 +32,14 @@ class TableWatch:
         path: Path,
         metrics: GatewayMetrics,
         on_change: Callable[[RoutingTable], None],
+        prepare: Callable[[RoutingTable], Awaitable[object]] | None = None,
     ) -> None:
+        """:param prepare: awaited with each table before it is in use."""
         self.path = path
         self.error = "the routing table has not been read yet"
         self._metrics = metrics
         self._on_change = on_change
+        self._prepare = prepare
         self._loaded: LoadedTable | None = None
         self._seen: tuple[_Signature | None, _Signature | None] | None = None
         metrics.follow_table_age(lambda: self._loaded.written_s if self._loaded else None)
@@ -60,6 +63,8 @@ class TableWatch:
             self._metrics.table_errors.inc()
             _log.warning("routing table not usable, the last good one stays", error=self.error)
             return
+        if self._prepare is not None:
+            await self._prepare(loaded.table)
         self._loaded, self.error = loaded, ""
         self._metrics.table_valid.set(1)
         self._metrics.table_generation.set(loaded.table.generation)

@@ -11,7 +11,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from meshd.errors import UserError
 from meshd.gateway import headers, openai_error
-from meshd.gateway.listen import Address, inherited_sockets, open_sockets, parse_address
+from meshd.gateway.listen import Address, Sockets, inherited_sockets, open_sockets, parse_address
 from meshd.gateway.openai_error import ApiError, from_upstream
 from meshd.gateway.routes import ModelState, Route, RoutingTable
 
@@ -117,5 +117,5 @@ def test_an_address_in_use_is_told_and_leaves_no_socket_open() -> None:
                                          {"LISTEN_PID": "7", "LISTEN_FDS": "x"}])  # fmt: skip
 def test_sockets_meant_for_another_process_are_not_taken(environment: dict[str, str]) -> None:
     environment["LISTEN_FDNAMES"] = "a"
-    assert inherited_sockets(environment, 7) == []
+    assert inherited_sockets(environment, 7) == Sockets()
     assert environment == {}
