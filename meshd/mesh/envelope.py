@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from meshd.mesh.admission import revocation as revocation_text
 from meshd.mesh.ids import is_id
 from meshd.mesh.messages import Burial, Entry, Revocation, encode
 
@@ -19,6 +18,7 @@ SPACE_MAX_BYTES = {"rec": 16 * 1024, "dem": 8 * 1024, "bb": 32 * 1024, "st": 16}
 
 _ENTRY = "meshd entry 1"
 _BURIAL = "meshd burial 1"
+_REVOCATION = "meshd revocation 1"
 _KNOWN_MAX = 8192
 
 
@@ -71,6 +71,11 @@ def _entry_text(mesh: str, entry: Entry) -> bytes:
 
 def _burial_text(mesh: str, burial: Burial) -> bytes:
     return encode((_BURIAL, mesh, burial.key, burial.admission, burial.node, burial.incarnation))
+
+
+def revocation_text(mesh: str, node: str) -> bytes:
+    """What the mesh's authority signs to revoke a node."""
+    return encode((_REVOCATION, mesh, node))
 
 
 def seal_entry(
@@ -133,7 +138,7 @@ class Gate:
             is_id(revocation.node)
             and encode(revocation) == raw
             and self._verifier.verify_authority(
-                revocation.signature, revocation_text(revocation.node)
+                revocation.signature, revocation_text(self._mesh, revocation.node)
             )
         )
 

@@ -9,7 +9,7 @@ REVOCATIONS_MAX = 1024
 
 
 def seal_revocation(node: str, signature: bytes) -> bytes:
-    """A revocation as it travels. :param signature: the mesh's, over `admission.revocation`."""
+    """A revocation as it travels. :param signature: the mesh's, over `envelope.revocation_text`."""
     return encode(Revocation(node, signature))
 
 
