@@ -69,6 +69,7 @@ class Kernel:
     """:ivar controllers: of cgroup v2, None where that is not the system's hierarchy.
     :ivar overcommit: vm.overcommit_memory (0 heuristic, 1 always, 2 never).
     :ivar clock_synchronised: None where nobody knows.
+    :ivar ping_groups: net.ipv4.ping_group_range, first and last group id that may send pings.
     """
 
     controllers: frozenset[str] | None = frozenset({"cpu", "memory", "pids"})
@@ -76,6 +77,7 @@ class Kernel:
     swap_total_bytes: int = 0
     swap_free_bytes: int = 0
     clock_synchronised: bool | None = True
+    ping_groups: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

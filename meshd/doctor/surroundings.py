@@ -50,6 +50,7 @@ def read_kernel(root: Path = Path("/"), *, clock_synchronised: bool | None = Non
         swap_total_bytes=meminfo.get("SwapTotal", 0),
         swap_free_bytes=meminfo.get("SwapFree", 0),
         clock_synchronised=clock_synchronised,
+        ping_groups=read_text(root / "proc/sys/net/ipv4/ping_group_range"),
     )
 
 

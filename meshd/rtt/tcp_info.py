@@ -57,7 +57,10 @@ class TcpInfo:
 def read(ports: Collection[int]) -> tuple[Reading, ...]:
     """Blocks. :raises OSError: no such socket may be opened, or the kernel refused."""
     # Takes 0.4 s of processor time: on this thread, and only in a process that looks.
-    from pyroute2.netlink.diag import SS_ESTABLISHED, DiagSocket
+    from pyroute2.netlink.diag import (  # type: ignore[import-untyped]
+        SS_ESTABLISHED,
+        DiagSocket,
+    )
 
     found: list[Reading] = []
     with DiagSocket() as diag:

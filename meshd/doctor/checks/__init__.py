@@ -19,6 +19,7 @@ from meshd.doctor.checks import (
     model_served,
     node_degraded,
     node_running,
+    ping_sockets,
     ports_free,
     systemd_version,
     units_failed,
@@ -45,4 +46,5 @@ ALL: tuple[Check, ...] = (
     cgroup_memory.check,
     memory_policy.check,
     clock.check,
+    ping_sockets.check,
 )
