@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from meshd.errors import UserError
 
 if TYPE_CHECKING:
+    from meshd.config.settings import MeshSettings
     from meshd.mesh.member_line import MemberLine
     from meshd.paths import Paths
 
@@ -63,30 +64,49 @@ def _group() -> int | None:
 
 
 def _id(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from meshd.cli.answer import print_json
     from meshd.config.load import load
-    from meshd.mesh.credentials import from_secret
-    from meshd.mesh.identity import existing_identity
-    from meshd.mesh.secret import read_secret
 
     paths: Paths = arguments.paths
     settings = load(paths).config.mesh
-    # Not made here: as root we would make a key that meshd cannot read.
+    node, mesh = _in_force(paths) or _as_at_the_next_start(paths, settings)
+    if arguments.json:
+        print_json({"node": node, "mesh": mesh, "name": settings.name})
+        return 0
+    print(f"node  {node}")
+    print(f"mesh  {mesh} ({settings.name})" if mesh else f"mesh  none: no {settings.secret}")
+    return 0
+
+
+def _in_force(paths: Paths) -> tuple[str, str] | None:
+    """The ids in the certificate of the meshd that runs, which may have its key from systemd."""
+    from meshd.mesh.certificates import ids_in
+    from meshd.mesh.tls import CERTIFICATE_FILE
+
+    try:
+        return ids_in((paths.run / "tls" / CERTIFICATE_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _as_at_the_next_start(paths: Paths, settings: MeshSettings) -> tuple[str, str]:
+    """The ids by the files. No key is made here: as root we would make one that meshd cannot read.
+
+    :raises UserError: there is no key yet, or a file cannot be used.
+    """
+    from pathlib import Path
+
+    from meshd.mesh.admission import authority
+    from meshd.mesh.identity import existing_identity
+    from meshd.mesh.secret import read_secret
+
     identity = existing_identity(paths.state)
     if identity is None:
         raise UserError(
             f"{paths.state}: this node has no key yet", hint="its first start makes one"
         )
     secret = read_secret(Path(settings.secret))
-    mesh = from_secret(identity, secret, settings.name).mesh_id if secret else ""
-    if arguments.json:
-        print_json({"node": identity.id, "mesh": mesh, "name": settings.name})
-        return 0
-    print(f"node  {identity.id}")
-    print(f"mesh  {mesh} ({settings.name})" if mesh else f"mesh  none: no {settings.secret}")
-    return 0
+    return identity.id, authority(secret, settings.name).mesh_id if secret else ""
 
 
 def _members(arguments: argparse.Namespace) -> int:

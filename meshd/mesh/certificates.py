@@ -138,6 +138,24 @@ def certified_node(certificate: bytes) -> str:
     return node
 
 
+def ids_in(certificate: bytes) -> tuple[str, str]:
+    """The node's and the mesh's id in a node's certificate (PEM).
+
+    :raises ValueError: it is none.
+    """
+    held = x509.load_pem_x509_certificate(certificate)
+    try:
+        names = held.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise ValueError("the certificate has no name") from error
+    for name in names.get_values_for_type(x509.DNSName):
+        node, _, rest = name.partition(".")
+        mesh, _, domain = rest.partition(".")
+        if domain == _DOMAIN:
+            return node, mesh
+    raise ValueError("the certificate is not one of a node")
+
+
 def _ca_name(mesh: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{mesh}.{_DOMAIN}")])
 

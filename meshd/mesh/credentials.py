@@ -149,6 +149,15 @@ def write_tls(held: Credentials, folder: Path, now: datetime) -> bool:
     return bool(changed)
 
 
+def remove_tls(folder: Path) -> None:
+    """Take away what `write_tls` wrote: this node is in no mesh any more."""
+    for name in (tls.KEY_FILE, tls.CERTIFICATE_FILE, tls.CA_FILE):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be removed: {error.strerror}") from error
+
+
 def _certificate(held: Credentials, present: bytes, now: datetime) -> bytes:
     for candidate in (present, held.certificate):
         if good(candidate, held.ca, held.identity.public_key, now):
