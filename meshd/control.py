@@ -13,6 +13,7 @@ POST     /v1/trial/keep        ends the trial, the files stay
 POST     /v1/trial/revert      ends the trial, the files before it come back
 GET      /v1/mesh/members      list of `MemberLine`
 POST     /v1/mesh/revoke       {node} -> the node with this id is out; list of `MemberLine`
+POST     /traffic              `TrafficReport` of this node's gateway
 =======  ====================  ======================================================
 """
 
@@ -31,7 +32,10 @@ from aiohttp import web
 
 from meshd.config.load import SourceFile
 from meshd.errors import UserError
+from meshd.gateway import traffic
+from meshd.gateway.traffic import TrafficError
 from meshd.mesh.member_line import MemberLine
+from meshd.mesh_port import Mesh
 from meshd.report import PlanReport
 from meshd.status import NodeStatus
 
@@ -77,6 +81,9 @@ class Brain(Protocol):
 
     async def end_trial(self, *, keep: bool) -> None: ...
 
+    @property
+    def mesh(self) -> Mesh: ...
+
 
 def _json(value: object, status: int = 200) -> web.Response:
     return web.Response(
@@ -92,7 +99,7 @@ async def _problems(
         return await handler(request)
     except UserError as error:
         return _json(Problem(str(error)), 422)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, TrafficError) as error:
         return _json(Problem(f"the request is not understood: {error}"), 400)
 
 
@@ -129,6 +136,18 @@ def application(brain: Brain) -> web.Application:
         await brain.end_trial(keep=False)
         return _json(brain.status())
 
+    async def members(_: web.Request) -> web.Response:
+        return _json(brain.mesh.members())
+
+    async def revoke(request: web.Request) -> web.Response:
+        named = msgspec.json.decode(await request.read(), type=NodeNamed)
+        brain.mesh.revoke(named.node)
+        return _json(brain.mesh.members())
+
+    async def count(request: web.Request) -> web.Response:
+        brain.mesh.count(traffic.decode(await request.read()))
+        return web.Response(status=204)
+
     app = web.Application(middlewares=[_problems], client_max_size=_BODY_LIMIT_BYTES)
     app.add_routes(
         [
@@ -136,6 +155,9 @@ def application(brain: Brain) -> web.Application:
             web.post("/v1/plan", plan),
             web.post("/v1/reload", reload),
             web.post("/v1/trial", begin),
+            web.get("/v1/mesh/members", members),
+            web.post("/v1/mesh/revoke", revoke),
+            web.post(traffic.PATH, count),
             web.get("/v1/trial", trial),
             web.post("/v1/trial/keep", keep),
             web.post("/v1/trial/revert", revert),

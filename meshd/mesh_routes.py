@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target
 from meshd.mesh.record import Assignment, NodeRecord, Stage
-from meshd.mesh.view import MemberView, MeshView, Status
-from meshd.planner.mesh_plan import MeshPlan, Placement
+from meshd.mesh.view import MemberView, Status
+from meshd.mesh_share import Share
+from meshd.planner.mesh_plan import Placement
 
 _STATES = {
     Stage.READY: ModelState.READY,
@@ -27,34 +28,58 @@ _BEST_FIRST = (ModelState.READY, ModelState.LOADING, ModelState.FAILED, ModelSta
 class Ways:
     """How this node reaches the others.
 
+    :ivar mesh: the mesh's id. :ivar tls: folder with this node's certificate.
     :ivar addresses: by node, of its peer door, where another than its first is known to answer.
     :ivar rtt_ms: by node, median.
+    :ivar revoked: nodes that are not let in any more.
+    :ivar patience_ms: how long a connection may be silent before its node counts as lost.
+    :ivar followed: of a client, the table of the node that it follows.
     """
 
+    mesh: str = ""
+    tls: str = ""
     addresses: Mapping[str, str] = field(default_factory=dict)
     rtt_ms: Mapping[str, float] = field(default_factory=dict)
+    revoked: tuple[str, ...] = ()
+    patience_ms: int = 1000
+    followed: RoutingTable | None = None
 
 
-def with_mesh(table: RoutingTable, view: MeshView, plan: MeshPlan, ways: Ways) -> RoutingTable:
-    """`table`, which knows this node's engines only, with the rest of the mesh.
+def with_mesh(table: RoutingTable, mine: Share | None, ways: Ways) -> RoutingTable:
+    """Add to `table`, which knows this node's engines only, the rest of the mesh.
 
     A route keeps the targets that it has; targets elsewhere are added to it, and models that run
     only elsewhere, or nowhere, get routes of their own.
     """
+    table = replace(table, mesh=ways.mesh, tls=ways.tls, revoked=ways.revoked)
+    if ways.followed is not None:
+        return replace(table, routes=ways.followed.routes, peers=ways.followed.peers)
+    if mine is None:
+        return table
+    view = mine.view
     others = [member for member in view.members if member.id != view.me]
-    routes = {route.model: route for route in table.routes}
-    for placement in plan.placements:
+    own = {one.model: one for one in mine.record.assignments}
+    routes = {route.model: _own(route, own.get(route.model)) for route in table.routes}
+    for placement in mine.plan.placements:
         local = routes.get(placement.model)
         routes[placement.model] = _route(placement, local, others, ways)
     # A node that answers comes before one whose distance nobody measured yet.
     known = sorted(others, key=lambda one: (ways.rtt_ms.get(one.id, float("inf")), one.id))
-    own = view.member(view.me)
+    here = [member for member in view.members if member.id == view.me]
     peers = tuple(
         Peer(member.id, _address(member.record, ways), member.record.name)
-        for member in (*((own,) if own else ()), *known)
+        for member in (*here, *known)
         if member.record.addresses and member.status is Status.ALIVE
     )
     return replace(table, routes=tuple(routes.values()), peers=peers)
+
+
+def _own(route: Route, assignment: Assignment | None) -> Route:
+    """An engine that is being given up finishes what it has and gets nothing new."""
+    if assignment is None or assignment.stage is Stage.DRAINING:
+        return replace(route, targets=(), state=ModelState.WAITING)
+    targets = tuple(replace(one, weights=assignment.fingerprint) for one in route.targets)
+    return replace(route, targets=targets)
 
 
 def _route(

@@ -47,6 +47,11 @@ class Paths:
         return self.run / "desired.json"
 
     @property
+    def tls(self) -> Path:
+        """The node's certificate in its mesh; read by the gateway and by Zenoh."""
+        return self.run / "tls"
+
+    @property
     def generations(self) -> Path:
         return self.state / "generations"
 

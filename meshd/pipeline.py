@@ -11,22 +11,30 @@ from functools import partial
 
 from meshd.config.load import Loaded
 from meshd.config.settings import Config
+from meshd.deeds import EngineNow
 from meshd.engine.backends import backend_for
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.gateway.routes import RoutingTable
 from meshd.mesh.record import HeldModel
+from meshd.mesh_routes import Ways, with_mesh
+from meshd.mesh_share import Around, Share, share
+from meshd.mesh_status import elsewhere_status
 from meshd.node.inventory import Hardware
 from meshd.node.selection import select_gpus
 from meshd.paths import Paths
+from meshd.planner.claims import Engine
 from meshd.planner.place import plan
 from meshd.planner.plan import Plan
 from meshd.planner.view import Candidate, ClusterView, NodeView, Running
 from meshd.report import Change, PlanReport
 from meshd.status import (
     DeviceStatus,
+    MeshStatus,
+    ModelStatus,
     NodeStatus,
     engine_of,
+    in_order,
     model_status,
     routing_table,
     sentence,
@@ -38,6 +46,9 @@ from meshd.units.spec import EngineSpec, EngineState, EngineStatus
 
 Answers = Callable[[str, int | None], bool]
 """Whether the engine of a unit, as this pid, passed its last health check."""
+
+# An engine that fell so often in a row is not about to serve; in a mesh another node may try.
+_RESTARTS_MOST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,7 @@ class Proposal:
 
     :ivar running: what will run when `actions` are done; a later run's view is made of it.
     :ivar refused: specs that could not be made, one sentence a model.
+    :ivar share: of the mesh's plan, None where the node is alone.
     """
 
     node: NodeView
@@ -82,6 +94,7 @@ class Proposal:
     refused: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     engine: str = ""
+    share: Share | None = None
 
 
 def propose(
@@ -90,8 +103,18 @@ def propose(
     engines: tuple[EngineStatus, ...],
     running: tuple[Running, ...],
     paths: Paths,
+    around: Around | None = None,
 ) -> Proposal:
+    """One run from what was observed to what has to be done.
+
+    :param around: the rest of the mesh; without it the node serves its own configuration.
+    """
     node = node_view(config, observation, running)
+    mine = None
+    if around is not None:
+        node = replace(node, id=around.self.id)
+        mine = share(config, node, observation.engine, observation.held, around)
+        config = mine.config
     planned = plan(ClusterView(node.id, (node,)), config)
     specs: list[EngineSpec] = []
     refused: dict[str, str] = {}
@@ -122,6 +145,7 @@ def propose(
         refused=tuple(refused.values()),
         problems=observation.hardware.problems,
         engine=_engine_words(observation),
+        share=mine,
     )
 
 
@@ -162,6 +186,27 @@ def with_residency(
     return tuple(marked)
 
 
+def engines_now(
+    running: tuple[Running, ...], engines: tuple[EngineStatus, ...]
+) -> dict[str, EngineNow]:
+    """How the engine of each model that runs here is, for the mesh. :param running: with residency
+    marked.
+    """
+    found = {}
+    for one in running:
+        engine = engine_of(engines, instance_name(one.decision.model))
+        if engine is None:
+            continue
+        failed = engine.state is EngineState.FAILED or (
+            engine.state is EngineState.BACKOFF and engine.restarts >= _RESTARTS_MOST
+        )
+        state = Engine.FAILED if failed else Engine.STARTING
+        if one.resident:
+            state = Engine.ANSWERS
+        found[one.decision.model] = EngineNow(state, engine.detail)
+    return found
+
+
 def with_engines(proposal: Proposal, engines: tuple[EngineStatus, ...]) -> Proposal:
     """The same proposal after it was carried out, with what runs now."""
     return replace(proposal, engines=engines)
@@ -186,27 +231,33 @@ def node_status(
     degraded: tuple[str, ...],
     generation: int,
     trial_ends_s: float | None,
+    mesh: MeshStatus | None = None,
 ) -> NodeStatus:
-    models = []
+    here = []
     for decision in proposal.plan.decisions:
         engine = engine_of(proposal.engines, instance_name(decision.model))
         ready = engine is not None and answers(engine.unit, engine.pid)
-        models.append(model_status(decision, engine, answers=ready))
+        here.append(model_status(decision, engine, answers=ready))
+    elsewhere: tuple[ModelStatus, ...] = ()
+    if proposal.share is not None:
+        elsewhere = elsewhere_status(proposal.share, {model.name for model in here})
+    models = in_order((*here, *elsewhere), [model.name for model in loaded.config.models])
     degraded = (*degraded, *proposal.refused)
     config = loaded.config
     return NodeStatus(
-        node=proposal.node.id,
+        node=proposal.node.hardware.hostname,
         role=config.node.role,
-        sentence=sentence(tuple(models), degraded),
+        sentence=sentence(models, degraded),
         degraded=degraded,
         generation=generation,
         engine=proposal.engine,
         gateway=config.gateway.listen,
         console=config.console.listen if config.console.enabled else "",
         devices=_devices(proposal.node.hardware),
-        models=tuple(models),
+        models=models,
         problems=proposal.problems,
         trial_ends_s=trial_ends_s,
+        mesh=mesh,
     )
 
 
@@ -216,21 +267,25 @@ def routes(
     status: NodeStatus,
     paths: Paths,
     before: RoutingTable | None,
+    ways: Ways | None = None,
 ) -> RoutingTable:
     """The gateway's table; its generation moves only when something in it did."""
+    mine = proposal.share
+    models = config.models if mine is None else mine.config.models
     table = routing_table(
         proposal.plan,
         proposal.node,
-        status.models,
-        aliases={model.name: model.aliases for model in config.models},
-        qualities={model.name: str(model.quality) for model in config.models},
+        tuple(filter(None, map(status.model, proposal.plan.names))),
+        aliases={model.name: model.aliases for model in models},
+        qualities={model.name: str(model.quality) for model in models},
         sockets={
-            model.name: str(paths.engine_socket(instance_name(model.name)))
-            for model in config.models
+            model.name: str(paths.engine_socket(instance_name(model.name))) for model in models
         },
         max_body_bytes=config.gateway.max_body_bytes,
         generation=before.generation if before else 0,
     )
+    if ways is not None:
+        table = with_mesh(table, mine, ways)
     return table if table == before else replace(table, generation=table.generation + 1)
 
 

@@ -10,6 +10,7 @@ import structlog
 from meshd import pipeline
 from meshd.config.load import Loaded, SourceFile
 from meshd.gateway.routes import RoutingTable
+from meshd.mesh_routes import Ways
 from meshd.notify import Notifier
 from meshd.paths import Paths
 from meshd.pipeline import Proposal
@@ -47,9 +48,16 @@ class Publisher:
         self.table_error = ""
 
     def publish(
-        self, loaded: Loaded, proposal: Proposal, status: NodeStatus, *, on_trial: bool
+        self,
+        loaded: Loaded,
+        proposal: Proposal,
+        status: NodeStatus,
+        ways: Ways | None,
+        *,
+        on_trial: bool,
     ) -> None:
-        table = pipeline.routes(loaded.config, proposal, status, self._paths, self._table)
+        before = self._table
+        table = pipeline.routes(loaded.config, proposal, status, self._paths, before, ways)
         if table != self._table:
             self._write_routes(table)
         if self.status is None or status.sentence != self.status.sentence:

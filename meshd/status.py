@@ -12,7 +12,7 @@ from meshd.planner.view import NodeView
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
 
 # Notes about GPUs stand among the blockers of a model that does not fit.
-_STANDING = frozenset({Code.ROLE, Code.NO_MEMORY, Code.NO_GPU, Code.NO_GPU_BACKEND})
+STANDING = frozenset({Code.ROLE, Code.NO_MEMORY, Code.NO_GPU, Code.NO_GPU_BACKEND})
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class ModelStatus:
     :ivar memory_bytes: as planned, over all devices.
     :ivar standing: it waits for what is as the configuration means it or the machine is, not for
         something that was mistaken or is missing.
+    :ivar nodes: names of the nodes that serve it or are about to, this one included; empty where
+        there is no mesh.
     """
 
     name: str
@@ -36,6 +38,22 @@ class ModelStatus:
     detail: str
     reasons: tuple[str, ...] = ()
     standing: bool = False
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MeshStatus:
+    """What part a node has in the mesh. :ivar problem: why it is not reached, one sentence, or "".
+
+    :ivar nodes: alive ones, this one included; ``suspect`` those that are missed just now.
+    """
+
+    id: str
+    node: str
+    nodes: int
+    suspect: int = 0
+    core: bool = False
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,10 @@ class NodeStatus:
     problems: tuple[str, ...] = ()
     trial_ends_s: float | None = None
     version: str = __version__
+    mesh: MeshStatus | None = None
+
+    def model(self, name: str) -> ModelStatus | None:
+        return next((model for model in self.models if model.name == name), None)
 
     @property
     def healthy(self) -> bool:
@@ -95,7 +117,7 @@ def model_status(decision: Decision, engine: EngineStatus | None, *, answers: bo
         detail=detail,
         reasons=tuple(reason.text for reason in (*decision.reasons, *decision.blockers)),
         standing=bool(decision.blockers)
-        and {reason.code for reason in decision.blockers} <= _STANDING,
+        and {reason.code for reason in decision.blockers} <= STANDING,
     )
 
 
@@ -128,6 +150,12 @@ def sentence(models: tuple[ModelStatus, ...], degraded: tuple[str, ...]) -> str:
             if names:
                 text += f"; {state}: {_few(names)}"
     return "; ".join((*degraded, text))
+
+
+def in_order(models: tuple[ModelStatus, ...], first: list[str]) -> tuple[ModelStatus, ...]:
+    """As the node's own configuration lists them, then the others by name."""
+    place = {name: index for index, name in enumerate(first)}
+    return tuple(sorted(models, key=lambda one: (place.get(one.name, len(first)), one.name)))
 
 
 def _few(names: list[str], most: int = 4) -> str:

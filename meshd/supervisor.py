@@ -20,9 +20,10 @@ from meshd.config.load import Loaded, SourceFile
 from meshd.errors import UserError
 from meshd.health import HealthMonitor, Watched
 from meshd.in_force import ConfigInForce, Sources
+from meshd.mesh_port import Alone, Mesh
 from meshd.notify import Notifier
 from meshd.paths import Paths
-from meshd.pipeline import Observation, Proposal
+from meshd.pipeline import Observation, Proposal, Sought
 from meshd.planner.view import Running
 from meshd.publish import Outlets, Publisher
 from meshd.report import PlanReport
@@ -33,13 +34,16 @@ from meshd.until_stopped import until_stopped
 _log = structlog.get_logger(__name__)
 
 PASS_INTERVAL_S = 10.0
+# What happens in quick succession is answered once; short beside the second in which others expect
+# us to use a lost node no more.
+_PASS_GAP_S = 0.2
 _APPLY_DEADLINE_S = 20.0
 
 
 class Observer(Protocol):
     """The port to what can be measured on this node."""
 
-    async def __call__(self, loaded: Loaded) -> Observation: ...
+    async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation: ...
 
 
 class Memory(Sources, Outlets, Protocol):
@@ -55,6 +59,7 @@ class Supervisor:
 
     :param serve: called in each pass, so that console and gateway listen where the config says.
     :param ready: called once, after the first finished pass and before READY=1.
+    :param mesh: the other nodes.
     :param clock: monotonic seconds.
     """
 
@@ -68,6 +73,7 @@ class Supervisor:
         notifier: Notifier,
         serve: Callable[[Loaded], Awaitable[None]],
         ready: Callable[[], Awaitable[None]],
+        mesh: Mesh | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
@@ -77,6 +83,7 @@ class Supervisor:
         self._notifier = notifier
         self._serve = serve
         self._ready = ready
+        self._mesh = mesh or Alone()
         self._clock = clock
         self._wake = asyncio.Event()
         self._pass_lock = asyncio.Lock()
@@ -108,6 +115,14 @@ class Supervisor:
         if self._publisher.status is None:
             raise UserError("meshd is still starting", hint="try again in a moment")
         return self._publisher.status
+
+    @property
+    def mesh(self) -> Mesh:
+        return self._mesh
+
+    def wake(self) -> None:
+        """Something may have changed: look again soon."""
+        self._wake.set()
 
     async def preview(self, files: tuple[SourceFile, ...]) -> PlanReport:
         """What `files` would change, with nothing changed."""
@@ -168,6 +183,7 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await changes
             await self._health.close()
+            await self._mesh.close()
             await self._applier.close()
 
     async def _turn(self) -> None:
@@ -190,11 +206,19 @@ class Supervisor:
         interval_s = PASS_INTERVAL_S
         if self._notifier.watchdog_interval_s:
             interval_s = min(interval_s, self._notifier.watchdog_interval_s / 3)
+        share = self._proposal.share if self._proposal else None
+        if share is not None and share.again_s is not None:
+            interval_s = min(interval_s, share.again_s)
         if self._config.trial:
             interval_s = min(interval_s, max(0.0, self._config.trial.ends_s - self._clock()))
+        await self._stops_within(_PASS_GAP_S)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), interval_s)
         self._wake.clear()
+
+    async def _stops_within(self, time_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop_asked.wait(), time_s)
 
     async def _follow_applier(self) -> None:
         while True:
@@ -209,6 +233,7 @@ class Supervisor:
 
     async def _look_and_act(self) -> None:
         loaded = self._config.loaded
+        await self._mesh.follow(loaded.config)
         try:
             proposal = await self._propose(loaded)
             self._blind = ""
@@ -225,21 +250,19 @@ class Supervisor:
             proposal = await self._apply(loaded, proposal)
         self._proposal = proposal
         self._running = proposal.running
+        self._mesh.took(proposal)
         self._health.watch(self._watched(proposal.engines))
         self._door_error = await self._open_doors(loaded)
         self._publish(loaded, proposal)
 
     async def _propose(self, loaded: Loaded) -> Proposal:
-        observation = await self._observer(loaded)
+        observation = await self._observer(loaded, self._mesh.sought(loaded.config))
         engines = await self._applier.observe()
+        running = pipeline.with_residency(self._running, engines, self._health.ready)
+        around = self._mesh.around(pipeline.engines_now(running, engines))
         # Many layouts of a large model that does not fit are seconds of work.
         return await asyncio.to_thread(
-            pipeline.propose,
-            loaded.config,
-            observation,
-            engines,
-            pipeline.with_residency(self._running, engines, self._health.ready),
-            self._paths,
+            pipeline.propose, loaded.config, observation, engines, running, self._paths, around
         )
 
     async def _apply(self, loaded: Loaded, proposal: Proposal) -> Proposal:
@@ -294,7 +317,8 @@ class Supervisor:
 
     def _troubles(self) -> tuple[str, ...]:
         config = self._config
-        doors = (self._door_error, self._publisher.table_error)
+        mesh = self._mesh.status()
+        doors = (self._door_error, self._publisher.table_error, mesh.problem if mesh else "")
         return (config.fallback, config.rejected, self._blind, *doors, *self._apply_errors)
 
     def _publish(self, loaded: Loaded, proposal: Proposal) -> None:
@@ -306,5 +330,7 @@ class Supervisor:
             degraded=tuple(filter(None, self._troubles())),
             generation=self._generation,
             trial_ends_s=trial.ends_s if trial else None,
+            mesh=self._mesh.status(),
         )
-        self._publisher.publish(loaded, proposal, status, on_trial=trial is not None)
+        ways = self._mesh.ways()
+        self._publisher.publish(loaded, proposal, status, ways, on_trial=trial is not None)

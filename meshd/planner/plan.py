@@ -117,5 +117,9 @@ class Plan:
 
     decisions: tuple[Decision, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(decision.model for decision in self.decisions)
+
     def decision(self, model: str) -> Decision | None:
         return next((d for d in self.decisions if d.model == model), None)

@@ -19,7 +19,7 @@ from meshd.gateway.routes import ModelState, RoutingTable
 from meshd.generations import Generation
 from meshd.notify import Notifier
 from meshd.paths import under
-from meshd.pipeline import Observation, with_residency
+from meshd.pipeline import Observation, Sought, with_residency
 from meshd.planner.plan import Decision, Strategy
 from meshd.planner.view import Candidate, Running
 from meshd.supervisor import Supervisor
@@ -91,7 +91,7 @@ class World:
         self.tables.append(table)
 
     # -- Observer -------------------------------------------------------------------------------
-    async def __call__(self, loaded: Loaded) -> Observation:
+    async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation:
         found = tuple(
             Candidate(model.name, facts(layers=4), identity=model.name)
             for model in loaded.config.models

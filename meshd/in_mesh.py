@@ -1,0 +1,306 @@
+"""The node in its mesh: session, round trips and demand, put together behind `mesh_port.Mesh`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from meshd.config.settings import Config, DemandSettings, MeshSettings, Preset, Role
+from meshd.deeds import Deeds, EngineNow
+from meshd.errors import UserError
+from meshd.gateway.traffic import TrafficReport
+from meshd.mesh.addresses import told_addresses
+from meshd.mesh.credentials import Credentials, credentials, write_tls
+from meshd.mesh.demand import DemandCounter, rates, total
+from meshd.mesh.member_line import MemberLine
+from meshd.mesh.record import Stage
+from meshd.mesh.session import MeshSession
+from meshd.mesh.view import MeshView, Status
+from meshd.mesh_port import alone
+from meshd.mesh_routes import Ways
+from meshd.mesh_share import Around
+from meshd.mesh_status import member_lines
+from meshd.own_record import Moving, Self
+from meshd.paths import Paths
+from meshd.pipeline import Proposal, Sought
+from meshd.planner.wishes import wanted
+from meshd.rtt.prober import Prober
+from meshd.status import MeshStatus
+
+_log = structlog.get_logger(__name__)
+
+_CLAIM_WINDOW_S = {Preset.LAN: 0.4, Preset.WAN: 1.5}
+_PATIENCE_MS = {Preset.LAN: 1000, Preset.WAN: 4000}
+# Of an engine that is restarted after an upgrade, say: its node comes back.
+RESTART_S = 45.0
+# Certificates last a year, and a day is enough to see that one nears its end.
+_CERTIFICATE_CHECK_S = 86_400.0
+
+
+@dataclass(slots=True)
+class _Joined:
+    """A mesh that this node takes part in."""
+
+    settings: MeshSettings
+    lan: bool
+    self: Self
+    credentials: Credentials
+    session: MeshSession
+    prober: Prober
+    probing: asyncio.Task[None]
+    certificate_checked_s: float
+
+
+class InMesh:
+    """The real `mesh_port.Mesh` of a node that serves.
+
+    :param wake: called when the brain should look again.
+    :param restarting: whether this process ends to be started again, its engines going on.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        wake: Callable[[], None],
+        *,
+        restarting: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._paths = paths
+        self._wake = wake
+        self._restarting = restarting
+        self._clock = clock
+        self._deeds = Deeds(clock)
+        self._demand_settings = DemandSettings()
+        self._demand = DemandCounter(now=clock())
+        self._joined: _Joined | None = None
+        self._problem = ""
+        self._present: tuple[tuple[str, Status], ...] = ()
+        self._calm_since_s = clock()
+        self._last: Proposal | None = None
+
+    # -- joining --------------------------------------------------------------------------------
+
+    async def follow(self, config: Config) -> None:
+        if config.demand != self._demand_settings:
+            self._demand_settings = config.demand
+            self._demand = DemandCounter(config.demand.half_life_s, now=self._clock())
+        joined = self._joined
+        if joined is not None:
+            same = (joined.settings, joined.lan) == (config.mesh, config.discovery.lan)
+            if same and config.node.role is not Role.CLIENT:
+                await self._renew(joined)
+                return
+            await self._part(back_in_s=None)
+        if config.node.role is Role.CLIENT:
+            return
+        try:
+            await self._join(config)
+            self._problem = ""
+        except UserError as error:
+            if str(error) != self._problem:
+                _log.error("not in the mesh", error=str(error))
+            self._problem = str(error)
+
+    async def _join(self, config: Config) -> None:
+        settings = config.mesh
+        held = await asyncio.to_thread(
+            credentials, self._paths.state, Path(settings.secret), settings.name
+        )
+        if held is None:
+            return
+        tls = self._paths.tls
+        await asyncio.to_thread(write_tls, held, tls, datetime.now(UTC))
+        addresses = await asyncio.to_thread(told_addresses, settings)
+        session = MeshSession(
+            held,
+            settings,
+            self._paths.state,
+            tls,
+            lan=config.discovery.lan,
+            on_change=self._changed,
+        )
+        await session.start()
+        prober = Prober(held.node_id, on_change=self._wake, clock=self._clock)
+        self._deeds.forget_claims()
+        self._joined = _Joined(
+            settings=settings,
+            lan=config.discovery.lan,
+            self=Self(held.node_id, addresses, secrets.token_hex(8)),
+            credentials=held,
+            session=session,
+            prober=prober,
+            probing=asyncio.create_task(prober.run(), name="rtt"),
+            certificate_checked_s=self._clock(),
+        )
+        _log.info("in the mesh", mesh=held.mesh_id, node=held.node_id, addresses=addresses)
+
+    async def _renew(self, joined: _Joined) -> None:
+        if self._clock() - joined.certificate_checked_s < _CERTIFICATE_CHECK_S:
+            return
+        joined.certificate_checked_s = self._clock()
+        try:
+            await asyncio.to_thread(
+                write_tls, joined.credentials, self._paths.tls, datetime.now(UTC)
+            )
+        except UserError as error:
+            _log.error("the certificate is not renewed", error=str(error))
+
+    async def _part(self, *, back_in_s: float | None) -> None:
+        joined, self._joined = self._joined, None
+        if joined is None:
+            return
+        joined.probing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await joined.probing
+        await joined.session.close(back_in_s)
+
+    async def close(self) -> None:
+        await self._part(back_in_s=RESTART_S if self._restarting() else None)
+
+    # -- what a pass asks -----------------------------------------------------------------------
+
+    def sought(self, config: Config) -> tuple[Sought, ...]:
+        if self._joined is None:
+            return ()
+        own = {model.name for model in config.models}
+        view = self._joined.session.view()
+        fingerprints = _fingerprints(view)
+        return tuple(
+            Sought(one.model, one.source, fingerprints.get(one.model, ""))
+            for one in wanted(view)
+            if one.model not in own
+        )
+
+    def around(self, engines: Mapping[str, EngineNow]) -> Around | None:
+        joined = self._joined
+        if joined is None:
+            return None
+        session = joined.session
+        own = joined.session.view().member(joined.self.id)
+        return Around(
+            self=joined.self,
+            view=session.view(),
+            demand=self._rates(session),
+            calm_s=self._clock() - self._calm_since_s,
+            own=self._deeds.own(engines),
+            terms=dict(self._deeds.terms),
+            drained=self._deeds.drained(),
+            moving=Moving(
+                core=session.core,
+                load=self._deeds.load(),
+                rtt=joined.prober.records(),
+            ),
+            before=own.record if own else None,
+            window_s=_CLAIM_WINDOW_S[joined.settings.preset],
+        )
+
+    def took(self, proposal: Proposal) -> None:
+        self._last = proposal
+        joined, share = self._joined, proposal.share
+        if joined is None or share is None:
+            return
+        self._deeds.took(share.record.assignments)
+        joined.session.publish(share.record)
+        due = self._demand.due(self._clock())
+        if due is not None:
+            joined.session.publish_demand(due)
+        peers = {
+            member.id: member.record.addresses
+            for member in share.view.members
+            if member.id != joined.self.id
+        }
+        serving = frozenset(
+            member.id
+            for member in share.view.members
+            if member.id in peers
+            and any(one.stage is Stage.READY for one in member.record.assignments)
+        )
+        joined.prober.follow(peers, serving)
+
+    # -- what others ask ------------------------------------------------------------------------
+
+    def ways(self) -> Ways | None:
+        joined = self._joined
+        if joined is None:
+            return None
+        members = joined.session.view().members
+        best = {member.id: joined.prober.best_address(member.id) for member in members}
+        return Ways(
+            mesh=joined.credentials.mesh_id,
+            tls=str(self._paths.tls),
+            addresses={node: address for node, address in best.items() if address},
+            # As published: a table that is written anew for every round trip helps nobody.
+            rtt_ms={one.peer: round(one.median_ms, 1) for one in joined.prober.records()},
+            revoked=tuple(sorted(joined.session.revoked)),
+            patience_ms=_PATIENCE_MS[joined.settings.preset],
+        )
+
+    def status(self) -> MeshStatus | None:
+        joined = self._joined
+        if joined is None:
+            return MeshStatus("", "", 0, problem=self._problem) if self._problem else None
+        members = joined.session.view().members
+        suspect = sum(member.status is Status.SUSPECT for member in members)
+        return MeshStatus(
+            id=joined.credentials.mesh_id,
+            node=joined.self.id,
+            nodes=len(members) - suspect,
+            suspect=suspect,
+            core=joined.session.core,
+            problem=joined.session.problem,
+        )
+
+    def members(self) -> tuple[MemberLine, ...]:
+        if self._joined is None:
+            raise alone()
+        ways = self.ways()
+        assert ways is not None
+        return member_lines(self._joined.session.view(), ways.addresses, ways.rtt_ms)
+
+    def revoke(self, node: str) -> None:
+        if self._joined is None:
+            raise alone()
+        self._joined.session.revoke(node)
+        self._wake()
+
+    def count(self, report: TrafficReport) -> None:
+        load = self._deeds.load()
+        missed = self._deeds.count(report, self._demand)
+        if self._joined is not None:
+            for node in report.unreachable:
+                self._joined.session.doubt(node)
+            if missed or load != self._deeds.load():
+                self._wake()
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        joined = self._joined
+        if joined is not None:
+            present = tuple((one.id, one.status) for one in joined.session.view().members)
+            if present != self._present:
+                self._present, self._calm_since_s = present, self._clock()
+        self._wake()
+
+    def _rates(self, session: MeshSession) -> dict[str, float]:
+        entries = session.demand_entries()
+        return rates(total(entries, self._demand_settings.half_life_s))
+
+
+def _fingerprints(view: MeshView) -> dict[str, str]:
+    """What the content of each model is, by those that run or offer it."""
+    found: dict[str, str] = {}
+    for member in view.members:
+        for offer in member.record.offers:
+            if offer.fingerprint:
+                found.setdefault(offer.model, offer.fingerprint)
+    return found

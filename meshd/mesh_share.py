@@ -1,0 +1,212 @@
+"""A node's share of the mesh's plan: from what all nodes said to what this one runs and says. Pure.
+
+Runs inside the pipeline, between `observe` and the plan for this node's own devices: offers are
+made for every model that the mesh wants, the mesh's plan is worked out as every node does it, and
+this node's assignments go one step towards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from meshd.config.settings import Config, ModelSettings, Replicas, Role
+from meshd.engine.build import EngineBuild
+from meshd.mesh.record import Assignment, HeldModel, NodeRecord, Offer, Stage
+from meshd.mesh.view import MemberView, MeshView, Status
+from meshd.own_record import Moving, Self, offer_record, own_record
+from meshd.planner.claims import Claims, Own, next_claims
+from meshd.planner.mesh_plan import MeshPlan
+from meshd.planner.place import budgets_of, offer
+from meshd.planner.plan import Decision
+from meshd.planner.replicas import place_replicas
+from meshd.planner.view import NodeView
+from meshd.planner.wishes import Wanted, wanted
+
+OFFERS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """The mesh as this node knows it when a pass begins.
+
+    :ivar demand: requests a minute over the whole mesh, by model.
+    :ivar calm_s: since a member last came, went or was missed.
+    :ivar own: this node's assignments; of those whose engine runs, also how it is.
+    :ivar terms: the highest term that this node has used, by model.
+    :ivar drained: models being given up whose last request has ended.
+    :ivar before: the record that was published last, None before the first.
+    :ivar window_s: longest that a message between nodes takes.
+    :ivar early: others may be there that this node has not heard of yet, so it starts nothing.
+    """
+
+    self: Self
+    view: MeshView
+    demand: Mapping[str, float] = field(default_factory=dict)
+    calm_s: float = 0.0
+    own: tuple[Own, ...] = ()
+    terms: Mapping[str, int] = field(default_factory=dict)
+    drained: frozenset[str] = frozenset()
+    moving: Moving = field(default_factory=Moving)
+    before: NodeRecord | None = None
+    window_s: float = 0.4
+    early: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """:ivar config: this node's own with the models that it runs, most important first.
+
+    :ivar view: with this node's own record as it is now, `record`.
+    :ivar again_s: when to look again although nothing was heard, None for not before an event.
+    """
+
+    config: Config
+    record: NodeRecord
+    view: MeshView
+    plan: MeshPlan
+    again_s: float | None = None
+
+
+def share(
+    config: Config,
+    node: NodeView,
+    build: EngineBuild | None,
+    held: tuple[HeldModel, ...],
+    around: Around,
+) -> Share:
+    """Work out what this node runs, and what it says of itself."""
+    if config.node.role is Role.STANDBY:
+        # What it may run is for the mesh's plan to say; its own planner only says whether it can.
+        local = replace(config, node=replace(config.node, role=Role.AUTO))
+    else:
+        local = config
+    settings = settings_of(config, wanted(around.view))
+    decisions = _offers(node, local, settings)
+    offers = tuple(
+        offer_record(decision, node.candidate(decision.model), node) for decision in decisions
+    )[:OFFERS_MAX]
+    budgets = budgets_of(node, config)
+
+    def record(assignments: tuple[Assignment, ...]) -> NodeRecord:
+        return own_record(
+            around.self,
+            config,
+            node,
+            build,
+            held,
+            offers,
+            assignments,
+            around.moving,
+            budgets,
+            around.before,
+        )
+
+    now = tuple(one.assignment for one in around.own)
+    view = with_own(around.view, record(now))
+    plan = place_replicas(view, around.demand)
+    claims = _claims(plan, config, around)
+    claimed = tuple(_as_offered(one, offers) for one in claims.assignments)
+    fresh = record(claimed)
+    models = tuple(
+        settings[one.model] for one in claimed if one.model in settings and _runs(one, plan, around)
+    )
+    local = replace(local, models=models)
+    return Share(local, fresh, with_own(view, fresh), plan, claims.again_s)
+
+
+def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSettings]:
+    """Every model that anybody names: as this node's own configuration has it, else the mesh's."""
+    own = {model.name: model for model in config.models}
+    others = {
+        one.model: ModelSettings(
+            name=one.model,
+            # Not the other's path: what runs here must not restart because somebody spells it
+            # differently.
+            source=f"{one.model} (named by another node)",
+            context=one.context or "auto",
+            slots=one.slots or "auto",
+            replicas=Replicas(one.least, "auto" if one.most is None else one.most),
+            aliases=one.aliases,
+        )
+        for one in asked
+        if one.model not in own
+    }
+    return {**own, **others}
+
+
+def with_own(view: MeshView, record: NodeRecord) -> MeshView:
+    """The view with this node's own record as it is now, which it knows before anybody else."""
+    member = view.member(view.me)
+    if member is not None and member.record == record:
+        return view
+    incarnation = member.incarnation if member else 0
+    own = MemberView(view.me, incarnation, Status.ALIVE, record)
+    rest = [one for one in view.members if one.id != view.me]
+    members = tuple(sorted((*rest, own), key=lambda one: one.id))
+    return replace(view, members=members, digest=hash((view.digest, record)))
+
+
+def _offers(
+    node: NodeView, config: Config, settings: Mapping[str, ModelSettings]
+) -> tuple[Decision, ...]:
+    complete = replace(config, models=tuple(settings.values()))
+    decisions = (offer(node, complete, model) for model in settings.values())
+    # A file that is not here is no offer, unless our own configuration names it: then it is news.
+    own = {model.name for model in config.models}
+    return tuple(
+        decision
+        for decision in decisions
+        if decision.model in own
+        or ((found := node.candidate(decision.model)) is not None and found.facts is not None)
+    )
+
+
+def _claims(plan: MeshPlan, config: Config, around: Around) -> Claims:
+    claims = next_claims(
+        plan,
+        around.self.id,
+        around.own,
+        calm_s=around.calm_s,
+        terms=around.terms,
+        window_s=around.window_s,
+        dwell_s=config.demand.dwell_s,
+    )
+    if not around.early:
+        return claims
+    present = {one.assignment.model for one in around.own}
+    return replace(
+        claims, assignments=tuple(one for one in claims.assignments if one.model in present)
+    )
+
+
+def _as_offered(assignment: Assignment, offers: tuple[Offer, ...]) -> Assignment:
+    """With the shape that it has or will have here, rather than what the mesh asked for."""
+    found = next((one for one in offers if one.model == assignment.model), None)
+    if found is None or not found.memory:
+        return assignment
+    memory = assignment.memory if assignment.stage is Stage.CLAIMED else found.memory
+    return replace(
+        assignment,
+        context=found.context,
+        slots=found.slots,
+        memory=memory or found.memory,
+        fingerprint=found.fingerprint or assignment.fingerprint,
+    )
+
+
+def _runs(assignment: Assignment, plan: MeshPlan, around: Around) -> bool:
+    match assignment.stage:
+        case Stage.CLAIMED:
+            return False
+        case Stage.DRAINING:
+            return assignment.model not in around.drained
+        case Stage.FAILED:
+            # Its engine is tried again and again, until another node has taken the model over.
+            placement = plan.placement(assignment.model)
+            return placement is None or not any(
+                replica.stage in (Stage.LOADING, Stage.READY)
+                for replica in placement.replicas
+                if replica.node != around.self.id
+            )
+    return True

@@ -1,0 +1,96 @@
+"""What a node says of models that other nodes serve, and of the other nodes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from meshd.gateway.routes import ModelState
+from meshd.mesh.member_line import MemberLine
+from meshd.mesh.record import Assignment, Stage
+from meshd.mesh.view import MemberView, MeshView
+from meshd.mesh_share import Share
+from meshd.planner.mesh_plan import Placement
+from meshd.status import STANDING, ModelStatus
+
+_SERVES = (Stage.READY, Stage.LOADING, Stage.CLAIMED, Stage.FAILED)
+
+
+def elsewhere_status(mine: Share, here: set[str]) -> tuple[ModelStatus, ...]:
+    """The mesh's models of which this node runs no engine."""
+    return tuple(
+        _status(placement, mine.view)
+        for placement in mine.plan.placements
+        if placement.model not in here
+    )
+
+
+def member_lines(
+    view: MeshView, addresses: Mapping[str, str], rtt_ms: Mapping[str, float]
+) -> tuple[MemberLine, ...]:
+    """Every member for `meshd mesh members` and the console."""
+    return tuple(
+        MemberLine(
+            id=member.id,
+            name=member.record.name,
+            status=str(member.status),
+            role=member.record.role,
+            core=member.record.core,
+            me=member.id == view.me,
+            addresses=_best_first(member, addresses.get(member.id, "")),
+            rtt_ms=rtt_ms.get(member.id),
+            models=tuple(
+                one.model for one in member.record.assignments if one.stage is Stage.READY
+            ),
+        )
+        for member in view.members
+    )
+
+
+def _best_first(member: MemberView, best: str) -> tuple[str, ...]:
+    return tuple(sorted(member.record.addresses, key=lambda address: address != best))
+
+
+def _status(placement: Placement, view: MeshView) -> ModelStatus:
+    found = [
+        (member, assignment)
+        for member in view.members
+        if (assignment := member.record.assignment(placement.model)) is not None
+        and assignment.stage in _SERVES
+    ]
+    found.sort(key=lambda one: _SERVES.index(one[1].stage))
+    state, detail = _state(placement, found)
+    best = found[0][1] if found else None
+    idle = placement.wanted == 0 and not found
+    return ModelStatus(
+        name=placement.model,
+        state=state,
+        strategy="elsewhere" if found else "wait",
+        unit="",
+        pid=None,
+        restarts=0,
+        context=best.context if best else 0,
+        slots=sum(one.slots for _, one in found if one.stage is Stage.READY),
+        memory_bytes=sum(use.size_bytes for use in best.memory) if best else 0,
+        detail=detail,
+        reasons=tuple(reason.text for reason in placement.blockers),
+        standing=idle
+        or (bool(placement.blockers) and {r.code for r in placement.blockers} <= STANDING),
+        nodes=tuple(member.record.name or member.id for member, _ in found),
+    )
+
+
+def _state(
+    placement: Placement, found: list[tuple[MemberView, Assignment]]
+) -> tuple[ModelState, str]:
+    if not found:
+        if placement.wanted == 0:
+            return ModelState.WAITING, "loaded when somebody asks for it"
+        blockers = "; ".join(reason.text for reason in placement.blockers)
+        return ModelState.WAITING, ". ".join(filter(None, (blockers, placement.next_step)))
+    member, best = found[0]
+    where = member.record.name or member.id
+    if best.stage is Stage.READY:
+        return ModelState.READY, ""
+    if best.stage is Stage.FAILED:
+        return ModelState.FAILED, f"{where}: {best.detail}"
+    return ModelState.LOADING, f"{where}: {best.stage}"
