@@ -56,10 +56,13 @@ class RttBook:
 
     def follow(
         self, peers: Mapping[str, tuple[str, ...]], needed: frozenset[str], now_s: float
-    ) -> None:
-        """Measure exactly these from now on; what was known of others is forgotten."""
+    ) -> bool:
+        """Measure exactly these from now on; what was known of others is forgotten.
+
+        False when that is what it did already.
+        """
         if peers == self._peers and needed == self._needed:
-            return
+            return False
         for gone in self._peers.keys() - peers.keys():
             for known in (self._paths, self._best, self._endpoints, self._known_ips):
                 known.pop(gone, None)
@@ -71,6 +74,7 @@ class RttBook:
         hosts = {one.host for ends in self._endpoints.values() for one in ends}
         self._names = {name: ips for name, ips in self._names.items() if name in hosts}
         self._choose(now_s)
+        return True
 
     def names(self) -> tuple[str, ...]:
         """Host names of the peers that are probed; `resolved` wants their addresses."""

@@ -46,12 +46,14 @@ def version_of(ip: str) -> int:
 def usable_ip(text: str) -> str:
     """The address in its shortest form, "" where it is nobody's own.
 
+    An address with a scope (``%eth0``) is refused: another machine's interfaces are not ours.
+
     :raises ValueError: not an IP address.
     """
     ip = ipaddress.ip_address(text)
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
-    return "" if ip.is_multicast or ip.is_unspecified else str(ip)
+    return "" if ip.is_multicast or ip.is_unspecified or "%" in text else str(ip)
 
 
 def endpoints(addresses: Iterable[str]) -> tuple[Endpoint, ...]:

@@ -95,7 +95,7 @@ class Pinger:
             sock.sendto(header + token, (ip, 0))
         except OSError:  # no route, a firewall's no, an address that is none of this machine's kind
             return False
-        self._pending[token] = _Pending(key, ip.partition("%")[0], self._sequence, sent_s)
+        self._pending[token] = _Pending(key, ip, self._sequence, sent_s)
         return True
 
     def expire(self) -> tuple[Hashable, ...]:
@@ -157,7 +157,7 @@ class Pinger:
             or kind != _FAMILIES[version].reply
             or code != 0
             or sequence != pending.sequence
-            or source.partition("%")[0] != pending.ip
+            or source != pending.ip
         ):
             return
         del self._pending[data[_HEADER.size :]]

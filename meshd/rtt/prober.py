@@ -75,8 +75,9 @@ class Prober:
         self, peers: Mapping[str, tuple[str, ...]], needed: frozenset[str] = frozenset()
     ) -> None:
         """Measure exactly these peers (id to ``host:port``s), the needed ones always and first."""
+        if not self._book.follow(peers, needed, self._clock()):
+            return
         self._needed = needed
-        self._book.follow(peers, needed, self._clock())
         for event in (self._probes, self._peers, self._tcp_peers):
             event.set()
         self._revise()
@@ -138,7 +139,9 @@ class Prober:
                 interval_s = _TCP_INTERVAL_S if news else min(interval_s * 2, _TCP_MAX_INTERVAL_S)
                 if news:
                     self._revise()
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(_TCP_INTERVAL_S)
+            if await _wait(self._tcp_peers, interval_s - _TCP_INTERVAL_S):
+                interval_s = _TCP_INTERVAL_S
 
     async def _resolve_names(self) -> None:
         while True:
@@ -180,7 +183,9 @@ class Prober:
             self._on_change()
 
 
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    """Whether it came in time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            await event.wait()
+            return await event.wait()
+    return event.is_set()

@@ -61,21 +61,29 @@ def read(ports: Collection[int]) -> tuple[Reading, ...]:
         SS_ESTABLISHED,
         DiagSocket,
     )
+    from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
+    try:
+        with DiagSocket() as diag:
+            return _read(diag, ports, 1 << SS_ESTABLISHED)
+    except NetlinkError as error:
+        raise OSError(error.code, str(error)) from error
+
+
+def _read(diag: Any, ports: Collection[int], states: int) -> tuple[Reading, ...]:
     found: list[Reading] = []
-    with DiagSocket() as diag:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for port in ports:
-                messages = diag.get_sock_stats(
-                    family=family,
-                    states=1 << SS_ESTABLISHED,
-                    extensions=1 << (_INET_DIAG_INFO - 1),
-                    dport=port,
-                )
-                readings = (reading(message) for message in messages)
-                found += [one for one in readings if one is not None]
-                if len(found) >= _MAX_READINGS:
-                    return tuple(found[:_MAX_READINGS])
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for port in ports:
+            messages = diag.get_sock_stats(
+                family=family,
+                states=states,
+                extensions=1 << (_INET_DIAG_INFO - 1),
+                dport=port,
+            )
+            readings = (reading(message) for message in messages)
+            found += [one for one in readings if one is not None]
+            if len(found) >= _MAX_READINGS:
+                return tuple(found[:_MAX_READINGS])
     return tuple(found)
 
 
