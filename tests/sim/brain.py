@@ -16,13 +16,19 @@ from tests.sim.fleet import Machine, Model
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How the planner is set. :ivar fails: part of loads that end in a failure."""
+    """How the planner is set.
+
+    :ivar fails: part of loads that end in a failure.
+    :ivar rest_s: from a change to the pass that takes it up, so that many make one pass.
+    :ivar weigh_s: between two looks at what is in demand.
+    """
 
     window_s: float = 0.4
     dwell_s: float = 300.0
     retry_s: float = 300.0
     fails: float = 0.02
     rest_s: float = 0.05
+    weigh_s: float = 5.0
 
 
 @dataclass(slots=True)

@@ -65,6 +65,7 @@ class Network:
             station.attached_s = self.clock.now_s
             station.known = {node: node}
             station.clients = {}
+            station.turn(up=True)
             self._review(station)
         else:
             self._seek(station, self._draw(self.faults.reopen_s))
@@ -188,15 +189,12 @@ class Network:
         core.clients[station.id] = station
         self.trace.note(self.clock.now_s, "attach", station.id, core.id)
         self._declare(core, station.id)
+        station.turn(up=True)
         self._introduce(station, core)
-        if station.on_session is not None:
-            station.on_session(True)
 
     def _introduce(self, station: Station, core: Station) -> None:
-        """A new session hears of the tokens that its core knows, and of those that are gone."""
+        """A new session hears of the tokens that its core knows."""
         thin = self.random.random() < self.faults.thin_start
-        for gone in [node for node in station.seen if node not in core.known]:
-            station.tell(gone, False)
         for node in list(core.known):
             if not thin or self.random.random() < 0.3:
                 station.tell(node, True)
@@ -207,13 +205,13 @@ class Network:
         if not station.awake or not station.home:
             return
         self.trace.note(self.clock.now_s, "detach", station.id, station.home)
-        station.home = ""
-        station.session += 1
-        if station.on_session is not None:
-            station.on_session(False)
         if self.random.random() < self.faults.forget:
             for node in list(station.seen):
                 station.tell(node, False)
+        station.home = ""
+        station.session += 1
+        station.seen.clear()
+        station.turn(up=False)
         slow = self.random.random() < self.faults.long_reopen
         self._seek(station, self._draw(self.faults.long_reopen_s if slow else self.faults.reopen_s))
 

@@ -67,6 +67,15 @@ class Station:
         else:
             self.listener.token(node, up=up)
 
+    def turn(self, *, up: bool) -> None:
+        """Its session began or ended."""
+        if self.on_session is None or not self.awake:
+            return
+        if self.stalled:
+            self.keep(self.on_session, up)
+        else:
+            self.on_session(up)
+
     def hear(self, data: bytes) -> None:
         if self.listener is None or not self.awake:
             return
