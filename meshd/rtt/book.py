@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from meshd.rtt import schedule
 from meshd.rtt.endpoint import Endpoint, endpoints, usable_ip, version_of
+from meshd.rtt.reading import Reading
 from meshd.rtt.schedule import Choice, Turn
-from meshd.rtt.tcp_info import Reading
 from meshd.rtt.window import RttWindow, Sample, Samples, Source, differs, farther
 
 _MAX_IPS_OF_A_NAME = 2

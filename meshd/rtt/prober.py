@@ -16,7 +16,8 @@ from meshd.rtt.aside import Aside
 from meshd.rtt.book import Probe, RttBook
 from meshd.rtt.ping import Pinger
 from meshd.rtt.publish import revise
-from meshd.rtt.tcp_info import Reading, TcpInfo
+from meshd.rtt.reading import Reading
+from meshd.rtt.tcp_info import TcpInfo
 from meshd.rtt.window import RttWindow
 
 _RESOLVE_DEADLINE_S = 5.0

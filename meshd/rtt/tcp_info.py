@@ -7,35 +7,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 from meshd.rtt.aside import Aside
 from meshd.rtt.endpoint import usable_ip
+from meshd.rtt.reading import Reading
 
 _DEADLINE_S = 2.0
 _MAX_PORTS = 8
 _MAX_READINGS = 1024
 _INET_DIAG_INFO = 2  # linux/inet_diag.h; the request's bit mask counts from 1
 _NO_MINIMUM_US = 0xFFFFFFFF
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One established connection.
-
-    :ivar cookie: the kernel's name for the socket, unique while the machine runs.
-    :ivar rtt_ms: smoothed; answers that wait for a delayed ACK make it too long by 40 ms or more.
-    :ivar min_ms: over the last five minutes (net.ipv4.tcp_min_rtt_wlen); None before any.
-    :ivar segments: received so far; a reading with the same count measured nothing new.
-    """
-
-    ip: str
-    port: int
-    cookie: int
-    rtt_ms: float
-    min_ms: float | None
-    segments: int
 
 
 class TcpInfo:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from meshd.rtt import schedule
 from meshd.rtt.book import Probe, RttBook
 from meshd.rtt.publish import revise
-from meshd.rtt.tcp_info import Reading
+from meshd.rtt.reading import Reading
 
 BOTH = frozenset({4, 6})
 Network = Callable[[Probe, float], float | None]
