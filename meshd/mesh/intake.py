@@ -57,6 +57,7 @@ class Intake:
         self._gone: dict[str, float] = {}
         self._flow: dict[str, tuple[float, float]] = {}
         self._refuted: dict[str, tuple[str, float]] = {}
+        self._echoed = (-1, -1)
 
     def standing(self, node: str) -> Standing:
         return self.standings.get(node, _ABSENT)
@@ -115,6 +116,8 @@ class Intake:
     ) -> News | None:
         owner = self.gate.owner(entry.key)
         space = entry.space
+        if owner == self.me and put and entry.incarnation < self.incarnation:
+            return self._echo(entry, raw, now_s)
         slot = self.lattice.get(owner, space)
         if slot is not None:
             if (entry.incarnation, entry.version) < (slot.incarnation, slot.version):
@@ -140,6 +143,19 @@ class Intake:
             return None
         risen = entry.incarnation > known
         return News(Kind.ENTRY, owner, space, entry.incarnation, risen)
+
+    def _echo(self, entry: Entry, raw: bytes, now_s: float) -> News | None:
+        """Our name on something below our incarnation: from an earlier life, or from a twin, who
+        goes on to say newer things.
+        """
+        order = (entry.incarnation, entry.version)
+        slot = self.lattice.get(self.me, entry.space)
+        if order <= self._echoed or (slot is not None and raw == slot.raw):
+            return None
+        if not self._flows(self.me, now_s) or not self.gate.entry_holds(entry, raw):
+            return None
+        self._echoed = order
+        return News(Kind.CLASH, self.me, entry.space, entry.incarnation)
 
     def _burial(self, burial: Burial, raw: bytes, now_s: float, age_s: float) -> News | None:
         node = burial.node

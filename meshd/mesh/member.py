@@ -466,7 +466,9 @@ class Member:
         now_s = self._now()
         node = news.owner
         if news.kind is Kind.CLASH:
-            if self._refutation.clash(now_s):
+            if news.incarnation < self.incarnation:
+                self._refutation.echo(now_s)
+            elif self._refutation.clash(now_s):
                 self._rise(news.incarnation)
                 for raw in self._own.say_again(now_s):
                     self._put(raw)

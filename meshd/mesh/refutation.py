@@ -9,6 +9,8 @@ REFUTATION_EVERY_S = 10.0
 CLASHES_MAX = 3
 CLASH_WINDOW_S = 60.0
 CLASH_MEMORY_S = 300.0
+ECHOES_MAX = 3
+ECHO_AFTER_S = 30.0
 
 _TWIN = (
     "another node runs with this node's identity (a copied disk or state folder); "
@@ -24,6 +26,8 @@ class Refutation:
         self._left = REFUTATIONS_BURST
         self._counted_s = now_s
         self._rises: list[float] = []
+        self._risen_s = now_s
+        self._echoes = 0
         self._twin_s = -math.inf
 
     def wanted(self, now_s: float) -> None:
@@ -52,7 +56,19 @@ class Refutation:
             if self._rises:
                 return False
         self._rises.append(now_s)
+        self._risen_s = now_s
+        self._echoes = 0
         return True
+
+    def echo(self, now_s: float) -> None:
+        """Somebody speaks in our name below our incarnation. Leftovers of an earlier life come
+        soon after a start or a rise; what still comes later comes from a twin.
+        """
+        if now_s - self._risen_s < ECHO_AFTER_S:
+            return
+        self._echoes += 1
+        if self._echoes >= ECHOES_MAX:
+            self._twin_s = now_s
 
     def problem(self, now_s: float) -> str:
         return _TWIN if now_s - self._twin_s < CLASH_MEMORY_S else ""
