@@ -88,7 +88,7 @@ async def call(door: Door, path: str, body: bytes, head: dict[str, str]) -> aioh
                 server_hostname=door.server_name,
                 trace_request_ctx=noted,
             )
-        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL):
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL, UnicodeError):
             raise EngineFailed("refused", lost=False) from None
         except aiohttp.ServerTimeoutError:
             raise EngineFailed("connect_timeout", lost=False) from None

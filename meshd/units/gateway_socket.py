@@ -1,4 +1,4 @@
-"""The gateway's door under systemd: a socket unit, which the hand moves and the brain looks at."""
+"""The gateway's doors under systemd: socket units, which the hand moves and the brain looks at."""
 
 from __future__ import annotations
 
@@ -9,34 +9,40 @@ from meshd.config.addresses import parse_address
 from meshd.errors import UserError
 
 UNIT = "mesh-gateway.socket"
+PEERS = "mesh-peers.socket"
 SERVICE = "mesh-gateway.service"
 SHIPPED = ("127.0.0.1:9337",)
+SHIPPED_PEERS = ("[::]:9338",)
 
 _MAX_ADDRESSES = 16
 # Below lie the ports of a system's own services, which the brain must not be able to take.
 _LEAST_PORT = 1024
 
 
-def refusal(listen: tuple[str, ...]) -> str:
-    """Why the hand may not listen there, "" when it may. Pure."""
+def refusal(listen: tuple[str, ...], what: str = "gateway") -> str:
+    """Why the hand may not listen there, "" when it may. Pure.
+
+    :param what: begins the sentence.
+    """
     if len(listen) > _MAX_ADDRESSES:
-        return f"gateway: {len(listen)} addresses are more than {_MAX_ADDRESSES}"
+        return f"{what}: {len(listen)} addresses are more than {_MAX_ADDRESSES}"
     for text in listen:
         try:
             address = parse_address(text)
         except ValueError as error:
-            return f"gateway: {text[:80]!r}: {error}"
+            return f"{what}: {text[:80]!r}: {error}"
         if address.port < _LEAST_PORT:
-            return f"gateway: {text}: ports below {_LEAST_PORT} are not for the mesh"
+            return f"{what}: {text}: ports below {_LEAST_PORT} are not for the mesh"
     return ""
 
 
-def render_socket(listen: tuple[str, ...]) -> str:
+def render_socket(listen: tuple[str, ...], unit: str = UNIT) -> str:
     """The drop-in for these addresses, "" when the shipped unit says it already. Pure."""
-    if _known(listen) == _known(SHIPPED):
+    if _known(listen) == _known(SHIPPED if unit == UNIT else SHIPPED_PEERS):
         return ""
+    key = "gateway.listen" if unit == UNIT else "mesh.listen"
     lines = [
-        "# Written by meshd's hand from gateway.listen in /etc/mesh/mesh.yaml: do not edit.",
+        f"# Written by meshd's hand from {key} in /etc/mesh/mesh.yaml: do not edit.",
         "[Socket]",
         "ListenStream=",
     ]
@@ -64,13 +70,22 @@ class GatewaySocket:
     def __init__(self, systemd: Listening) -> None:
         self._systemd = systemd
 
-    async def listen(self, addresses: tuple[str, ...]) -> None:
-        """:raises UserError: the unit listens elsewhere, or systemd does not answer."""
-        actual = await self._systemd.listens(UNIT)
+    async def listen(self, addresses: tuple[str, ...], peers: tuple[str, ...] = ()) -> None:
+        """Whether it is so.
+
+        :param peers: where other nodes reach this one; empty for nowhere.
+        :raises UserError: a unit listens elsewhere, or systemd does not answer.
+        """
+        await self._agrees("gateway.listen", UNIT, addresses)
+        if peers:
+            await self._agrees("mesh.listen", PEERS, peers)
+
+    async def _agrees(self, key: str, unit: str, addresses: tuple[str, ...]) -> None:
+        actual = await self._systemd.listens(unit)
         if _known(actual) != _known(addresses):
             raise UserError(
-                f"gateway.listen is {_words(addresses)}, but {UNIT} listens on {_words(actual)}",
-                hint=f"systemctl cat {UNIT} shows who says so; is the address free?",
+                f"{key} is {_words(addresses)}, but {unit} listens on {_words(actual)}",
+                hint=f"systemctl cat {unit} shows who says so; is the address free?",
             )
 
     async def close(self) -> None:

@@ -1,19 +1,39 @@
-"""The hand's other work: to hold the gateway's socket where the configuration wants it."""
+"""The hand's other work: to hold the gateway's sockets where the configuration wants them."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 from meshd.errors import UserError
 from meshd.files import write_atomically
-from meshd.units.gateway_socket import SERVICE, UNIT, refusal, render_socket
+from meshd.units.gateway_socket import PEERS, SERVICE, UNIT, refusal, render_socket
 from meshd.units.port import Systemd
 from meshd.units.render import dropin_path
 
+# mesh-peers.socket has its drop-in as a condition: where there is none, it stays closed.
+_OPEN = "# Written by meshd's hand: this node has a mesh.\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """A socket unit as it should be. :ivar text: of its drop-in. :ivar open: it listens at all."""
+
+    unit: str
+    path: Path
+    text: str
+    open: bool = True
+
 
 async def move_gateway(
-    listen: tuple[str, ...], allowed: frozenset[str], units: Path, systemd: Systemd
+    listen: tuple[str, ...],
+    allowed: frozenset[str],
+    units: Path,
+    systemd: Systemd,
+    *,
+    peers: tuple[str, ...] | None = None,
+    allowed_peers: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
     """Listen there, if that is not so already; what went wrong, empty when all went well.
 
@@ -22,37 +42,67 @@ async def move_gateway(
 
     :param listen: as the brain has it; empty leaves everything as it is.
     :param allowed: as root's own configuration has it, since the brain is not taken at its word.
+    :param peers: where other nodes reach this one, empty for nowhere, None to leave it as it is.
+    :param allowed_peers: likewise as root's own configuration has it.
     """
-    if not listen:
-        return ()
-    if why := refusal(listen):
-        return (why,)
-    if strangers := set(listen) - allowed:
-        return (f"gateway: /etc/mesh says nothing of {', '.join(sorted(strangers))}",)
-    path = dropin_path(UNIT, units)
-    wanted = render_socket(listen)
-    before = await asyncio.to_thread(_read, path)
-    if wanted == before:
+    errors: list[str] = []
+    for wanted, rooted, unit, what in (
+        (listen or None, allowed, UNIT, "gateway"),
+        (peers, allowed_peers, PEERS, "peer door"),
+    ):
+        if wanted is None:
+            continue
+        if why := refusal(wanted, what):
+            errors.append(why)
+        elif strangers := set(wanted) - rooted:
+            errors.append(f"{what}: /etc/mesh says nothing of {', '.join(sorted(strangers))}")
+        else:
+            errors += await _move(wanted, unit, what, units, systemd)
+    return tuple(errors)
+
+
+async def _move(
+    wanted: tuple[str, ...], unit: str, what: str, units: Path, systemd: Systemd
+) -> tuple[str, ...]:
+    path = dropin_path(unit, units)
+    text = render_socket(wanted, unit) if wanted else ""
+    if unit == PEERS and wanted:
+        text = text or _OPEN
+    door = _Door(unit, path, text, bool(wanted))
+    read = await asyncio.to_thread(_read, path)
+    before = _Door(unit, path, read, unit == UNIT or bool(read))
+    if door == before:
         return ()
     try:
-        await _listen(path, wanted, systemd)
+        await _listen(door, before, systemd)
     except (UserError, OSError) as error:
         try:
-            await _listen(path, before, systemd)
+            await _listen(before, door, systemd)
         except (UserError, OSError) as worse:
-            return (f"gateway: {error}; and the addresses before: {worse}",)
-        return (f"gateway: cannot listen on {', '.join(listen)}, it stays where it was: {error}",)
+            return (f"{what}: {error}; and the addresses before: {worse}",)
+        return (f"{what}: cannot listen on {', '.join(wanted)}, it stays where it was: {error}",)
     return ()
 
 
-async def _listen(path: Path, text: str, systemd: Systemd) -> None:
-    await asyncio.to_thread(_put, path, text)
+async def _listen(door: _Door, before: _Door, systemd: Systemd) -> None:
+    await asyncio.to_thread(_put, door.path, door.text)
     await systemd.reload()
-    # A socket cannot move under a service that runs; the next client starts it again at once.
+    # A socket cannot move under a service that runs, and a client may start that again at any
+    # time while its own socket is open; the next client after this starts it again at once.
     await systemd.stop(SERVICE)
     await systemd.stop(UNIT)
+    if door.unit != UNIT and (door.open or before.open):
+        await systemd.stop(door.unit)
+    failure: UserError | None = None
+    if door.open and door.unit != UNIT:
+        try:
+            await systemd.start(door.unit)
+        except UserError as error:
+            failure = error  # the clients' door opens all the same
     await systemd.start(UNIT)
     await systemd.start(SERVICE)
+    if failure is not None:
+        raise failure
 
 
 def _read(path: Path) -> str:
