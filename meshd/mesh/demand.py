@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -194,7 +195,7 @@ def total(
     parts: dict[str, list[Counters]] = {}
     for payload, age_s in entries:
         try:
-            counters = decode(payload)
+            counters = _decoded(payload)
         except DemandError:
             continue
         for name, one in counters.items():
@@ -216,6 +217,9 @@ def rates(demand: dict[str, Demand]) -> dict[str, float]:
     """Requests a minute by model, for `planner.replicas.place_replicas`."""
     return {model: one.rate for model, one in demand.items()}
 
+
+# The same payloads are summed again and again while nobody sends newer ones.
+_decoded = lru_cache(maxsize=2048)(decode)
 
 _Count = Annotated[float, msgspec.Meta(ge=0)]
 _DECODER = msgspec.msgpack.Decoder(

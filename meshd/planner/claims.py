@@ -164,11 +164,11 @@ def _next(
     match now.stage:
         case Stage.DRAINING:
             return None if one.engine is Engine.ABSENT else now
-        case Stage.CLAIMED if replica is None:
-            return None
         case Stage.CLAIMED:
+            if replica is None or placement is None:
+                return None
             # Memory that another engine is about to give back is not there yet.
-            if not clock.stood(one) or draining or placement is None:
+            if draining or not clock.stood(one):
                 return now
             return replace(
                 now,

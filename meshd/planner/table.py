@@ -20,7 +20,7 @@ class Table:
     def __init__(self, mesh: Mesh, cases: Sequence[Case]) -> None:
         self._mesh = mesh
         self._cases = cases
-        self._rooms = {node: Room(one.member.record.devices) for node, one in mesh.known.items()}
+        self._rooms: dict[str, Room] = {}
         self._burden = dict.fromkeys(mesh.known, 0)
         self._running: dict[str, list[tuple[Case, Runs]]] = {}
         self._ranked: dict[str, list[list[str]]] = {}
@@ -28,8 +28,14 @@ class Table:
             for runs in case.running:
                 self._running.setdefault(runs.node, []).append((case, runs))
             for runs in (*case.running, *(runs for runs, _ in case.strays)):
-                self._rooms[runs.node].take(runs.memory)
+                self._room(runs.node).take(runs.memory)
                 self._burden[runs.node] += 1
+
+    def _room(self, node: str) -> Room:
+        room = self._rooms.get(node)
+        if room is None:
+            room = self._rooms[node] = Room(self._mesh.known[node].member.record.devices)
+        return room
 
     def keep_claims(self, case: Case, number: int) -> None:
         """A node that is about to start a model comes before those that could: first come, first
@@ -107,7 +113,7 @@ class Table:
 
     def _fit(self, model: str, node: str) -> Memory | None:
         offer = self._mesh.offer(model, node)
-        return None if offer is None else self._rooms[node].fit(summed(offer.memory))
+        return None if offer is None else self._room(node).fit(summed(offer.memory))
 
     def _popular(self, case: Case, node: str) -> Iterator[tuple[Case, Runs]]:
         for other, runs in self._running.get(node, ()):
@@ -117,7 +123,7 @@ class Table:
     def _victims(self, case: Case, node: str) -> list[tuple[Case, Runs]] | None:
         """Popular replicas there whose memory is enough, coldest first; None when it is not."""
         model = case.asked.model
-        room, gone = self._rooms[node], []
+        room, gone = self._room(node), []
         coldest_first = sorted(
             self._popular(case, node), key=lambda pair: (pair[0].rate, pair[0].asked.model)
         )
@@ -148,7 +154,7 @@ class Table:
             other.releases.append(
                 Release(other.asked.model, node, Code.GAVE_WAY, text, in_favour_of=model)
             )
-            self._rooms[node].give(runs.memory)
+            self._room(node).give(runs.memory)
             self._burden[node] -= 1
         return self._fit(model, node)
 
@@ -158,5 +164,5 @@ class Table:
         else:
             reason = Reason(Code.IN_DEMAND, f"{case.rate:.3g} requests a minute")
         case.coming.append(Replica(node, stage, reason, memory))
-        self._rooms[node].take(memory)
+        self._room(node).take(memory)
         self._burden[node] += 1

@@ -52,9 +52,7 @@ def test_a_node_that_asks_for_it_comes_before_one_that_does_not() -> None:
 def test_models_spread_over_equal_nodes() -> None:
     models = [f"m{i}" for i in range(4)]
     wishes = [wish(m) for m in models]
-    members = [
-        node(n, *(offer(m, 1) for m in models), wishes=wishes, gpus=(24,)) for n in "abcd"
-    ]
+    members = [node(n, *(offer(m, 1) for m in models), wishes=wishes, gpus=(24,)) for n in "abcd"]
     plan = place_replicas(mesh(*members), {})
     assert sorted(where(plan, m)[0] for m in models) == ["a", "b", "c", "d"]
 
