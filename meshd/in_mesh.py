@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +21,11 @@ from meshd.mesh.credentials import Credentials, credentials, write_tls
 from meshd.mesh.demand import DemandCounter, rates, total
 from meshd.mesh.member_line import MemberLine
 from meshd.mesh.record import Stage
+from meshd.mesh.record_codec import BadRecordError
 from meshd.mesh.session import MeshSession
 from meshd.mesh.view import MeshView, Status
 from meshd.mesh_port import alone
-from meshd.mesh_routes import Ways
+from meshd.mesh_routes import PATIENCE_MS, Ways
 from meshd.mesh_share import Around
 from meshd.mesh_status import member_lines
 from meshd.own_record import Moving, Self
@@ -38,9 +38,11 @@ from meshd.status import MeshStatus
 _log = structlog.get_logger(__name__)
 
 _CLAIM_WINDOW_S = {Preset.LAN: 0.4, Preset.WAN: 1.5}
-_PATIENCE_MS = {Preset.LAN: 1000, Preset.WAN: 4000}
 # Of an engine that is restarted after an upgrade, say: its node comes back.
 RESTART_S = 45.0
+# So long after joining, what is heard may not be all; longer where nobody was heard of who should.
+_EARLY_S = 2.0
+_ALONE_EARLY_S = 6.0
 # Certificates last a year, and a day is enough to see that one nears its end.
 _CERTIFICATE_CHECK_S = 86_400.0
 
@@ -56,14 +58,16 @@ class _Joined:
     session: MeshSession
     prober: Prober
     probing: asyncio.Task[None]
+    since_s: float
     certificate_checked_s: float
 
 
 class InMesh:
-    """The real `mesh_port.Mesh` of a node that serves.
+    """The `mesh_port.Mesh` of a node that serves, or that is alone.
 
     :param wake: called when the brain should look again.
-    :param restarting: whether this process ends to be started again, its engines going on.
+    :param restarting: whether this process ends while its engines go on: others then wait a while
+        before they replace them.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class InMesh:
         paths: Paths,
         wake: Callable[[], None],
         *,
-        restarting: Callable[[], bool] = lambda: False,
+        restarting: Callable[[], Awaitable[bool]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
@@ -134,11 +138,12 @@ class InMesh:
         self._joined = _Joined(
             settings=settings,
             lan=config.discovery.lan,
-            self=Self(held.node_id, addresses, secrets.token_hex(8)),
+            self=Self(held.node_id, addresses),
             credentials=held,
             session=session,
             prober=prober,
             probing=asyncio.create_task(prober.run(), name="rtt"),
+            since_s=self._clock(),
             certificate_checked_s=self._clock(),
         )
         _log.info("in the mesh", mesh=held.mesh_id, node=held.node_id, addresses=addresses)
@@ -164,7 +169,8 @@ class InMesh:
         await joined.session.close(back_in_s)
 
     async def close(self) -> None:
-        await self._part(back_in_s=RESTART_S if self._restarting() else None)
+        if self._joined is not None:
+            await self._part(back_in_s=RESTART_S if await self._restarting() else None)
 
     # -- what a pass asks -----------------------------------------------------------------------
 
@@ -201,6 +207,7 @@ class InMesh:
             ),
             before=own.record if own else None,
             window_s=_CLAIM_WINDOW_S[joined.settings.preset],
+            early=self._early(joined),
         )
 
     def took(self, proposal: Proposal) -> None:
@@ -209,7 +216,10 @@ class InMesh:
         if joined is None or share is None:
             return
         self._deeds.took(share.record.assignments)
-        joined.session.publish(share.record)
+        try:
+            joined.session.publish(share.record)
+        except BadRecordError as error:
+            _log.error("this node's record cannot be published", error=str(error))
         due = self._demand.due(self._clock())
         if due is not None:
             joined.session.publish_demand(due)
@@ -241,7 +251,7 @@ class InMesh:
             # As published: a table that is written anew for every round trip helps nobody.
             rtt_ms={one.peer: round(one.median_ms, 1) for one in joined.prober.records()},
             revoked=tuple(sorted(joined.session.revoked)),
-            patience_ms=_PATIENCE_MS[joined.settings.preset],
+            patience_ms=PATIENCE_MS[joined.settings.preset],
         )
 
     def status(self) -> MeshStatus | None:
@@ -291,9 +301,15 @@ class InMesh:
                 self._present, self._calm_since_s = present, self._clock()
         self._wake()
 
+    def _early(self, joined: _Joined) -> bool:
+        there_s = self._clock() - joined.since_s
+        expected = bool(joined.settings.peers) or joined.lan
+        lonely = len(joined.session.view().members) <= 1 and expected
+        return there_s < (_ALONE_EARLY_S if lonely else _EARLY_S)
+
     def _rates(self, session: MeshSession) -> dict[str, float]:
-        entries = session.demand_entries()
-        return rates(total(entries, self._demand_settings.half_life_s))
+        # Ours is among them as it was when we last told it, which is near enough.
+        return rates(total(session.demand_entries(), self._demand_settings.half_life_s))
 
 
 def _fingerprints(view: MeshView) -> dict[str, str]:

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from meshd.config.settings import Preset
 from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target
 from meshd.mesh.record import Assignment, NodeRecord, Stage
 from meshd.mesh.view import MemberView, Status
 from meshd.mesh_share import Share
 from meshd.planner.mesh_plan import Placement
+
+PATIENCE_MS = {Preset.LAN: 1000, Preset.WAN: 4000}
+"""How long a connection between two nodes may be silent while something is under way."""
 
 _STATES = {
     Stage.READY: ModelState.READY,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from meshd.config.load import Loaded
 from meshd.console.server import ConsoleServer
 from meshd.control import ControlServer
 from meshd.errors import UserError
 from meshd.gateway.child import GatewayChild
+from meshd.mesh_by_role import MeshByRole
 from meshd.notify import Notifier
 from meshd.observe import NodeObserver
 from meshd.paths import Paths
@@ -23,12 +24,15 @@ from meshd.units.process import ProcessApplier
 from meshd.units.render import render_dropin
 from meshd.units.spec import Applier
 
+if TYPE_CHECKING:
+    from meshd.units.dbus import DbusSystemd
+
 
 class _Gateway(Protocol):
     """The gateway as a child of ours, or as systemd's."""
 
-    async def listen(self, addresses: tuple[str, ...], /) -> None:
-        """:raises UserError: it does not listen there."""
+    async def listen(self, addresses: tuple[str, ...], peers: tuple[str, ...], /) -> None:
+        """:param peers: where other nodes reach it. :raises UserError: it does not listen there."""
 
     async def close(self) -> None: ...
 
@@ -50,7 +54,7 @@ class _Doors:
         assert self._control is not None
         await self._control.start()
 
-    async def follow(self, loaded: Loaded) -> None:
+    async def follow(self, loaded: Loaded, peers: tuple[str, ...]) -> None:
         """Listen where the configuration says; nothing else restarts for it."""
         config = loaded.config
         assert self._console is not None
@@ -58,7 +62,7 @@ class _Doors:
             await self._console.listen(config.console.listen if config.console.enabled else "")
         finally:
             # A console that cannot listen must not keep the gateway from it.
-            await self._gateway.listen(config.gateway.listen)
+            await self._gateway.listen(config.gateway.listen, peers)
 
     async def close(self) -> None:
         if self._control:
@@ -75,7 +79,9 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     :raises UserError: another meshd runs on these folders, or they cannot be made.
     """
     lock = _prepare(paths)
-    applier, gateway = _hands(paths, systemd=systemd)
+    applier, gateway, restarting = _hands(paths, systemd=systemd)
+    woken: list[Callable[[], None]] = []
+    mesh = MeshByRole(paths, lambda: _each(woken), restarting)
     doors = _Doors(paths, gateway=gateway)
     supervisor = Supervisor(
         paths,
@@ -85,7 +91,9 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         notifier=Notifier(),
         serve=doors.follow,
         ready=doors.open,
+        mesh=mesh,
     )
+    woken.append(supervisor.wake)
     doors.bind(supervisor)
     try:
         yield supervisor
@@ -94,16 +102,41 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         os.close(lock)
 
 
-def _hands(paths: Paths, *, systemd: bool) -> tuple[Applier, _Gateway]:
-    """Who runs the engines and who the gateway: systemd both, or we both."""
+def _each(calls: list[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _hands(
+    paths: Paths, *, systemd: bool
+) -> tuple[Applier, _Gateway, Callable[[], Awaitable[bool]]]:
+    """Who runs the engines and who the gateway: systemd both, or we both; and whether they go on
+    when we end.
+    """
     if systemd:
         from meshd.units.dbus import DbusSystemd
         from meshd.units.gateway_socket import GatewaySocket
         from meshd.units.systemd import SystemdApplier
 
         connection = DbusSystemd()
-        return SystemdApplier(paths, connection), GatewaySocket(connection)
-    return ProcessApplier(paths, text=render_dropin), GatewayChild(paths)
+        applier = SystemdApplier(paths, connection)
+        return applier, GatewaySocket(connection), lambda: _restarts(connection)
+    return ProcessApplier(paths, text=render_dropin), GatewayChild(paths), _ends
+
+
+async def _ends() -> bool:
+    """Our engines are our children."""
+    return False
+
+
+async def _restarts(connection: DbusSystemd) -> bool:
+    """Whether only this service goes, to come back: the whole of meshd stops by its target, and a
+    machine that shuts down stops everything.
+    """
+    try:
+        return await connection.job("meshd.service") != "stop"
+    except UserError:
+        return False
 
 
 def _prepare(paths: Paths) -> int:

@@ -17,6 +17,7 @@ import structlog
 
 from meshd import pipeline
 from meshd.config.load import Loaded, SourceFile
+from meshd.config.settings import Role
 from meshd.errors import UserError
 from meshd.health import HealthMonitor, Watched
 from meshd.in_force import ConfigInForce, Sources
@@ -57,7 +58,8 @@ class Memory(Sources, Outlets, Protocol):
 class Supervisor:
     """One node's brain.
 
-    :param serve: called in each pass, so that console and gateway listen where the config says.
+    :param serve: called in each pass with where other nodes reach this one, so that console and
+        gateway listen where the config says.
     :param ready: called once, after the first finished pass and before READY=1.
     :param mesh: the other nodes.
     :param clock: monotonic seconds.
@@ -71,7 +73,7 @@ class Supervisor:
         observer: Observer,
         memory: Memory,
         notifier: Notifier,
-        serve: Callable[[Loaded], Awaitable[None]],
+        serve: Callable[[Loaded, tuple[str, ...]], Awaitable[None]],
         ready: Callable[[], Awaitable[None]],
         mesh: Mesh | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -91,7 +93,7 @@ class Supervisor:
         self._reload_asked = False
         self._stop_asked = asyncio.Event()
         self._config = ConfigInForce(memory)
-        self._listen: tuple[str, ...] | None = None
+        self._listen: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._door_error = ""
         self._blind = ""
         self._proposal: Proposal | None = None
@@ -246,7 +248,8 @@ class Supervisor:
             self._publish(loaded, self._proposal)
             return
         self._apply_errors = ()
-        if proposal.actions or loaded.config.gateway.listen != self._listen:
+        doors = (loaded.config.gateway.listen, self._peer_door(loaded))
+        if proposal.actions or doors != self._listen:
             proposal = await self._apply(loaded, proposal)
         self._proposal = proposal
         self._running = proposal.running
@@ -271,8 +274,8 @@ class Supervisor:
             _log.info("unit changes", action=action.kind, unit=action.unit, reason=action.reason)
         # Remembered before it is done: after a crash half way, the diff finds the rest.
         self._memory.save_running(proposal.running, self._generation)
-        listen = loaded.config.gateway.listen
-        desired = Desired(self._generation, proposal.specs, listen)
+        listen, peers = doors = loaded.config.gateway.listen, self._peer_door(loaded)
+        desired = Desired(self._generation, proposal.specs, listen, peers)
         try:
             # Whoever stops us stops the hand too: its answer may never come.
             outcome = await until_stopped(
@@ -280,7 +283,7 @@ class Supervisor:
             )
             errors = outcome.errors if outcome else ("stopped before it was applied",)
             # Answered, well or not: to try an address again and again would cut off its clients.
-            self._listen = listen
+            self._listen = doors
         except TimeoutError:
             errors = (f"applying took more than {_APPLY_DEADLINE_S:.0f} s",)
         except UserError as error:
@@ -296,12 +299,19 @@ class Supervisor:
 
     async def _open_doors(self, loaded: Loaded) -> str:
         try:
-            await self._serve(loaded)
+            await self._serve(loaded, self._peer_door(loaded))
         except UserError as error:
             if str(error) != self._door_error:
                 _log.error("cannot listen", error=str(error))
             return str(error)
         return ""
+
+    def _peer_door(self, loaded: Loaded) -> tuple[str, ...]:
+        """Where other nodes reach this one: a client and a lonely node have no such door."""
+        config = loaded.config
+        if self._mesh.ways() is None or config.node.role is Role.CLIENT:
+            return ()
+        return (config.mesh.listen,)
 
     async def _ask_adopted(self) -> None:
         """Engines that outlived us serve, and hold memory: to be known before the first plan."""

@@ -47,7 +47,9 @@ async def _run(paths: Paths) -> Outcome:
         policy, warnings = load_policy(paths)
         for warning in warnings:
             print(f"meshd hand: {warning}", file=sys.stderr)
-        return Allowance(lambda spec: refusals(spec, policy, look(spec, paths)), policy.listen)
+        return Allowance(
+            lambda spec: refusals(spec, policy, look(spec, paths)), policy.listen, policy.peers
+        )
 
     owners = [0, *(user.pw_uid for user in pwd.getpwall() if user.pw_name == _BRAIN)]
     systemd = DbusSystemd()

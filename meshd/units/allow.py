@@ -57,7 +57,7 @@ class Policy:
     :ivar program_dirs: patterns of folders that hold the engine's programs.
     :ivar model_dirs: folders without symbolic links; all below may be read.
     :ivar sources: patterns of single files without symbolic links.
-    :ivar listen: addresses on which the gateway may listen.
+    :ivar listen: addresses on which the gateway may listen; ``peers`` for other nodes.
     """
 
     paths: Paths
@@ -65,6 +65,7 @@ class Policy:
     model_dirs: tuple[str, ...]
     sources: tuple[str, ...] = ()
     listen: frozenset[str] = frozenset()
+    peers: frozenset[str] = frozenset()
 
 
 def named(spec: EngineSpec) -> frozenset[str]:

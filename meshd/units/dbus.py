@@ -115,6 +115,18 @@ class DbusSystemd:
         (listed,) = await self._property(path, "org.freedesktop.systemd1.Socket", "Listen")
         return tuple(address for kind, address in listed if kind == "Stream")
 
+    async def job(self, unit: str) -> str:
+        """What systemd is about to do with a unit: ``start``, ``stop``, ``restart``..., or "".
+
+        :raises NoSuchUnit: it is not installed.
+        """
+        (path,) = await self._manager("LoadUnit", "s", [unit])
+        ((number, job),) = await self._property(path, "org.freedesktop.systemd1.Unit", "Job")
+        if not number:
+            return ""
+        (kind,) = await self._property(job, "org.freedesktop.systemd1.Job", "JobType")
+        return str(kind)
+
     async def changed(self) -> None:
         for delay_s in chain(_RETRY_S, repeat(_RETRY_S[-1])):
             try:

@@ -32,11 +32,12 @@ class Allowance:
     """What root allows in one round.
 
     :ivar refusals: why an engine may not be started, see `meshd.units.allow`.
-    :ivar listen: addresses that the gateway may have.
+    :ivar listen: addresses that the gateway may have; ``peers`` its door for other nodes.
     """
 
     refusals: Refusals
     listen: frozenset[str] = frozenset()
+    peers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,14 @@ async def converge(
     for kind in (StepKind.REMOVE, StepKind.WRITE, StepKind.RELOAD):
         await work.in_turn(planned, kind)
     await work.together(planned, StepKind.START)
-    work.errors += await move_gateway(desired.listen, allowance.listen, files.units, systemd)
+    work.errors += await move_gateway(
+        desired.listen,
+        allowance.listen,
+        files.units,
+        systemd,
+        peers=desired.peers,
+        allowed_peers=allowance.peers,
+    )
     return Outcome(
         generation=desired.generation,
         started=work.done(actions, ActionKind.START),

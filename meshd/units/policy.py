@@ -35,6 +35,7 @@ class _Allowed:
     model_dirs: tuple[str, ...]
     sources: tuple[str, ...]
     listen: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
 
 
 def load_policy(
@@ -61,7 +62,8 @@ def load_policy(
     model_dirs = (*allowed.model_dirs, *tried.model_dirs)
     sources = (*allowed.sources, *tried.sources)
     listen = frozenset((*allowed.listen, *tried.listen))
-    return Policy(paths, programs, model_dirs, sources, listen), warnings
+    peers = frozenset((*allowed.peers, *tried.peers))
+    return Policy(paths, programs, model_dirs, sources, listen, peers), warnings
 
 
 def _tried(paths: Paths, root: int) -> _Allowed:
@@ -109,6 +111,7 @@ def _from_config(config: Config) -> _Allowed:
         ),
         sources=tuple(map(_pattern, sources)),
         listen=config.gateway.listen,
+        peers=(config.mesh.listen,),
     )
 
 

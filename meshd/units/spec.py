@@ -85,11 +85,13 @@ class Desired:
 
     :ivar generation: counts up with every change; the hand answers with it.
     :ivar listen: where systemd should hold the gateway's socket; empty leaves it alone.
+    :ivar peers: likewise its door for other nodes: empty for none, None leaves it alone.
     """
 
     generation: int
     engines: tuple[EngineSpec, ...] = ()
     listen: tuple[str, ...] = ()
+    peers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ async def brain(world: World) -> AsyncIterator[Supervisor]:
     async def ready() -> None:
         started.set()
 
-    async def serve(_: Loaded) -> None:
+    async def serve(_: Loaded, peers: tuple[str, ...]) -> None:
         pass
 
     supervisor = Supervisor(
