@@ -40,7 +40,8 @@ class Door:
 class EngineFailed(Exception):  # noqa: N818 -- an outcome that the relay expects
     """Nothing of an answer was passed on; another engine may be tried.
 
-    :ivar kind: for the metric: refused, connect_timeout, reset, silent, loading or moved.
+    :ivar kind: for the metric: refused, connect_timeout, reset, silent, loading, moved or
+        no_certificate.
     :ivar lost: the request had been sent: it may be what killed the engine.
     :ivar answered: the node itself is well, only this model cannot be had there now.
     """
@@ -88,7 +89,7 @@ async def call(door: Door, path: str, body: bytes, head: dict[str, str]) -> aioh
                 server_hostname=door.server_name,
                 trace_request_ctx=noted,
             )
-        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL, UnicodeError):
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL):
             raise EngineFailed("refused", lost=False) from None
         except aiohttp.ServerTimeoutError:
             raise EngineFailed("connect_timeout", lost=False) from None

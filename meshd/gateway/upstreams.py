@@ -11,7 +11,7 @@ import aiohttp
 
 from meshd.gateway.certificate import Certificate
 from meshd.gateway.choice import place
-from meshd.gateway.engine_call import Door, trace
+from meshd.gateway.engine_call import Door, EngineFailed, trace
 from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.patient_socket import factory
 from meshd.gateway.routes import RoutingTable, Target
@@ -84,7 +84,10 @@ class Upstreams:
 
     @contextmanager
     def request(self, model: str, target: Target) -> Iterator[Door]:
-        """Counts one request at a target while it lasts, and says where to send it."""
+        """Counts one request at a target while it lasts, and says where to send it.
+
+        :raises EngineFailed: nothing can be sent there.
+        """
         where = place(model, target)
         pool = self._pools.get(target.key)
         if pool is None:
@@ -140,7 +143,10 @@ class Upstreams:
         task.add_done_callback(self._closing.discard)
 
     def _door(self, target: Target, *, keep: bool) -> Door:
-        """:param keep: connections after use; at most `choice.MAX_IN_FLIGHT_PER_TARGET`."""
+        """:param keep: connections after use; at most `choice.MAX_IN_FLIGHT_PER_TARGET`.
+
+        :raises EngineFailed: there is no certificate to show to another node.
+        """
         if target.socket:
             base, name = "http://engine", None
             connect_s = self._deadlines.connect
@@ -152,14 +158,15 @@ class Upstreams:
             )
         else:
             table = self._table
+            if self._certificate.client is None or not table.mesh:
+                raise EngineFailed("no_certificate", lost=False)
             base, name = f"https://{target.address}", server_name(target.node, table.mesh)
             connect_s = min(self._deadlines.connect, table.patience_ms / 1000)
             connector = aiohttp.TCPConnector(
                 limit=0,
                 force_close=not keep,
                 keepalive_timeout=_PEER_KEEPALIVE_S if keep else None,
-                # Without a certificate nothing is sent anywhere: no check can succeed.
-                ssl=self._certificate.client or True,
+                ssl=self._certificate.client,
                 socket_factory=factory(table.patience_ms),
             )
         session = aiohttp.ClientSession(
@@ -176,14 +183,14 @@ class Upstreams:
 
     async def _healthy(self, target: Target) -> bool:
         # A connection of its own: a pooled one would say nothing about who listens now.
-        door = self._door(target, keep=False)
-        path = "/mesh/health" if door.remote else "/health"
         try:
+            door = self._door(target, keep=False)
+            path = "/mesh/health" if door.remote else "/health"
             async with (
                 asyncio.timeout(_PROBE_S),
                 door.session,
                 door.session.get(door.base + path, server_hostname=door.server_name) as answer,
             ):
                 return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, EngineFailed):
             return False
