@@ -218,9 +218,8 @@ def _content(
 
 def _nearness(record: NodeRecord) -> int:
     """The median of its round trips, in steps of doubling; unknown is farther than all."""
-    if not record.rtt:
-        return _RTT_UNKNOWN
-    return max(0, int(median(rtt.median_ms for rtt in record.rtt)).bit_length())
+    known = [rtt.median_ms for rtt in record.rtt if 0 <= rtt.median_ms < math.inf]
+    return int(median(known)).bit_length() if known else _RTT_UNKNOWN
 
 
 def _speed(tokens_s: float) -> int:

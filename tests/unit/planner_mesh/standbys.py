@@ -68,12 +68,12 @@ class World:
         # Who hears through the same core knows and misses the same members at the same time.
         for core in range(CORES):
             behind = list(self.nodes.values())[core::CORES]
-            for late in self.random.sample(members, k=count // 3):
+            elsewhere = [member for i, member in enumerate(members) if i % CORES != core]
+            for late in self.random.sample(elsewhere, k=count // 3):
                 delay_s = self._delay()
                 for standby in behind:
-                    if late.id != standby.name:
-                        del standby.seen[late.id]
-                        self.later(delay_s, lambda s=standby, m=late: self._appear(s, m))
+                    del standby.seen[late.id]
+                    self.later(delay_s, lambda s=standby, m=late: self._appear(s, m))
             delay_s = self._delay() / 3
             for standby in behind:
                 self.later(delay_s, lambda s=standby: self._vanish(s, SERVER))

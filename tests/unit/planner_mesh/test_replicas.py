@@ -339,3 +339,13 @@ def test_of_two_claims_the_better_stands() -> None:
 
 def test_no_nodes_no_plan() -> None:
     assert place_replicas(mesh(), {"m": 5}).placements == ()
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -1.0, 1e308])
+def test_absurd_figures_of_a_broken_node_stop_nobody(odd: float) -> None:
+    broken = node("a", offer("m", speed=odd), wishes=M)
+    rtt = (RttRecord("peer", odd, odd, odd),)
+    broken = replace(broken, record=replace(broken.record, rtt=rtt))
+    sound = node("b", offer("m", speed=50), wishes=M)
+    plan = place_replicas(mesh(broken, sound), {"m": odd})
+    assert len(where(plan, "m")) == 1
