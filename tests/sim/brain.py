@@ -124,6 +124,10 @@ class Brain:
         elif assignment.stage is Stage.DRAINING:
             self.engines.stop(model)
 
+    @property
+    def assignments(self) -> tuple[Assignment, ...]:
+        return tuple(deed.assignment for deed in self.deeds.values())
+
     def record(self, session: str, core: bool) -> NodeRecord:
         machine = self.machine
         return NodeRecord(
@@ -139,5 +143,5 @@ class Brain:
             held=machine.held,
             wishes=machine.wishes,
             offers=machine.offers,
-            assignments=tuple(deed.assignment for deed in self.deeds.values()),
+            assignments=self.assignments,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.mesh.bus import Ask, Put
-from meshd.mesh.demand import DemandCounter, rates, total
+from meshd.mesh.demand import DemandCounter
 from meshd.mesh.member import Member
 from meshd.mesh.record import Stage
 from meshd.mesh.view import MeshView
@@ -17,6 +17,7 @@ from tests.sim.clock import Event
 from tests.sim.engines import Engines
 from tests.sim.fleet import Machine
 from tests.sim.keys import SimSigner
+from tests.sim.planning import COLD, Heat
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -65,7 +66,8 @@ class SimNode:
         self._again: Event | None = None
         self._reopened_s = -REOPEN_PAUSE_S
         self._dirty = True
-        self._rates: dict[str, float] = {}
+        self._said: object = None
+        self._heat = COLD
         self._weigh_s = 0.0
 
     # --- its process
@@ -219,9 +221,12 @@ class SimNode:
 
     def rates(self) -> dict[str, float]:
         """Requests a minute by model, as this node reckons."""
+        return dict(self._weigh().rates)
+
+    def _weigh(self) -> Heat:
         if self.member is None:
-            return {}
-        return rates(total(self.member.demand_entries()))
+            return COLD
+        return self.world.planning.heat(self.member.demand_entries())
 
     # --- planning
 
@@ -245,9 +250,12 @@ class SimNode:
         now_s = self.clock.now_s
         view = self.member.view()
         if now_s >= self._weigh_s:
-            self._weigh_s = now_s + self.world.settings.habits.weigh_s
-            self._rates = self.rates()
-        plan = self.world.planning.plan(view, self._rates)
+            # A few phases only, so that nodes differ in what they know and still share work.
+            every_s = self.world.settings.habits.weigh_s
+            phase_s = (self._process + self.world.network.stations[self.id].index) % 3 * every_s / 3
+            self._weigh_s = ((now_s - phase_s) // every_s + 1) * every_s + phase_s
+            self._heat = self._weigh()
+        plan = self.world.planning.plan(view, self._heat)
         roster = self.world.planning.roster(view)
         due = self._again is None or self._again.at_s <= now_s
         if plan is self.plan and roster == self.brain.roster and not self._dirty and not due:
@@ -267,8 +275,11 @@ class SimNode:
 
     def _publish(self) -> None:
         assert self.member is not None
-        self.member.publish(self.brain.record(self.session, self.machine.core))
-        self._perform()
+        said = (self.session, self.brain.assignments)
+        if said != self._said:
+            self._said = said
+            self.member.publish(self.brain.record(self.session, self.machine.core))
+            self._perform()
 
     def _loading(self, model: str, plan: MeshPlan, view: MeshView) -> None:
         self.world.watch.loading(self, model, plan, view)

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from meshd.mesh.demand import rates, total
 from meshd.mesh.view import MeshView
-from meshd.planner.heat import HIGH_PER_REPLICA, LOW_PER_REPLICA, SLEEP, WAKE
 from meshd.planner.mesh_plan import MeshPlan
 from meshd.planner.replicas import place_replicas
 
-_KEPT = 64
-_EDGES = sorted(
-    {
-        SLEEP,
-        WAKE,
-        *(step * n for n in range(1, 200) for step in (HIGH_PER_REPLICA, LOW_PER_REPLICA)),
-    }
-)
+_KEPT = 256
+_AGE_STEP_S = 0.5
+_RATE_STEP = math.log(1.2)
+
+HeatKey = tuple[tuple[str, int], ...]
 
 
-def heat_key(rates: Mapping[str, float]) -> tuple[tuple[str, int], ...]:
-    """What placement reads from rates: their order, and between which thresholds each one is."""
-    order = sorted(rates, key=lambda model: (-rates[model], model))
-    return tuple((model, bisect_left(_EDGES, rates[model])) for model in order)
+@dataclass(frozen=True, slots=True, eq=False)
+class Heat:
+    """:ivar rates: requests a minute by model, in steps of 1.2 times, which are the ``key``.
+
+    Origins publish what moved by a fifth: a finer reckoning is noise, and shares no work.
+    """
+
+    rates: Mapping[str, float]
+    key: HeatKey
+
+
+def heat_of(found: Mapping[str, float]) -> Heat:
+    key = tuple(
+        (model, round(math.log(rate) / _RATE_STEP)) for model, rate in found.items() if rate > 0
+    )
+    return Heat({model: math.exp(step * _RATE_STEP) for model, step in key}, key)
+
+
+COLD = heat_of({})
 
 
 class Planning:
@@ -35,16 +49,26 @@ class Planning:
         self.asked = 0
         self._plans: OrderedDict[object, MeshPlan] = OrderedDict()
         self._rosters: OrderedDict[int, int] = OrderedDict()
+        self._heats: OrderedDict[object, Heat] = OrderedDict()
 
-    def plan(self, view: MeshView, rates: Mapping[str, float]) -> MeshPlan:
+    def heat(self, entries: Iterable[tuple[bytes, float]]) -> Heat:
+        """What is in demand, from payloads and their ages, which are rounded to share the work."""
+        key = tuple(sorted((payload, round(age_s / _AGE_STEP_S)) for payload, age_s in entries))
+        found = self._heats.get(key)
+        if found is None:
+            aged = [(payload, steps * _AGE_STEP_S) for payload, steps in key]
+            found = self._heats[key] = heat_of(rates(total(aged)))
+            _trim(self._heats)
+        return found
+
+    def plan(self, view: MeshView, heat: Heat) -> MeshPlan:
         self.asked += 1
-        key = (view.digest, heat_key(rates))
+        key = (view.digest, heat.key)
         found = self._plans.get(key)
         if found is None:
             self.computed += 1
-            found = self._plans[key] = place_replicas(view, rates)
-            if len(self._plans) > _KEPT:
-                self._plans.popitem(last=False)
+            found = self._plans[key] = place_replicas(view, heat.rates)
+            _trim(self._plans)
         return found
 
     def roster(self, view: MeshView) -> int:
@@ -53,6 +77,10 @@ class Planning:
         if found is None:
             found = hash(tuple((m.id, m.incarnation, m.status.value) for m in view.members))
             self._rosters[view.digest] = found
-            if len(self._rosters) > _KEPT:
-                self._rosters.popitem(last=False)
+            _trim(self._rosters)
         return found
+
+
+def _trim(table: OrderedDict[Any, Any]) -> None:
+    if len(table) > _KEPT:
+        table.popitem(last=False)

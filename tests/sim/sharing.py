@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from meshd.mesh import envelope, intake, lattice, messages, view_cache
+from meshd.mesh import demand, envelope, intake, lattice, messages, view_cache
 from meshd.mesh.record import NodeRecord
 from meshd.mesh.record_codec import decode_record
 
@@ -43,6 +43,7 @@ def shared() -> Iterator[Callable[[bytes, str], NodeRecord]]:
         (envelope.Gate, "entry_holds", one_holds),
         (intake, "decode_signed", lru_cache(_KEPT)(messages.decode_signed)),
         (intake, "mark_of", mark_of),
+        (demand, "decode", lru_cache(_KEPT)(demand.decode)),
         (lattice, "mark_of", mark_of),
         (view_cache, "mark_of", mark_of),
     ]
