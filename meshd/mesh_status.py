@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from meshd.gateway.routes import ModelState
 from meshd.mesh.member_line import MemberLine
@@ -10,6 +11,7 @@ from meshd.mesh.record import Assignment, Stage
 from meshd.mesh.view import MemberView, MeshView
 from meshd.mesh_share import Share
 from meshd.planner.mesh_plan import Placement
+from meshd.report import Placed, PlacedOn
 from meshd.status import STANDING, ModelStatus
 
 _SERVES = (Stage.READY, Stage.LOADING, Stage.CLAIMED, Stage.FAILED)
@@ -21,6 +23,45 @@ def elsewhere_status(mine: Share, here: set[str]) -> tuple[ModelStatus, ...]:
         _status(placement, mine.view)
         for placement in mine.plan.placements
         if placement.model not in here
+    )
+
+
+def with_others(model: ModelStatus, mine: Share) -> ModelStatus:
+    """A model that runs here, with the other nodes that serve it too."""
+    others = tuple(
+        member.record.name or member.id
+        for member in mine.view.members
+        if member.id != mine.view.me
+        and (one := member.record.assignment(model.name)) is not None
+        and one.stage is Stage.READY
+    )
+    return replace(model, nodes=others)
+
+
+def placed(mine: Share) -> tuple[Placed, ...]:
+    """The mesh's plan, for `meshd plan`, with nodes by their names."""
+    names = {one.id: one.record.name or one.id for one in mine.view.members}
+
+    def on(node: str, stage: str, reason: str) -> PlacedOn:
+        return PlacedOn(names.get(node, node), stage, reason)
+
+    return tuple(
+        Placed(
+            model=one.model,
+            wanted=one.wanted,
+            demand=one.demand,
+            on=tuple(
+                on(replica.node, replica.stage or "planned", replica.reason.text)
+                for replica in one.replicas
+            ),
+            leaving=tuple(on(leaving.node, leaving.code, leaving.text) for leaving in one.releases),
+            excluded=tuple(on(other.node, other.code, other.text) for other in one.excluded),
+            excluded_more=one.excluded_more,
+            blockers=tuple(reason.text for reason in one.blockers),
+            next_step=one.next_step,
+            notes=one.notes,
+        )
+        for one in mine.plan.placements
     )
 
 

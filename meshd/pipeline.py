@@ -19,7 +19,7 @@ from meshd.gateway.routes import RoutingTable
 from meshd.mesh.record import HeldModel
 from meshd.mesh_routes import Ways, with_mesh
 from meshd.mesh_share import Around, Share, share
-from meshd.mesh_status import elsewhere_status
+from meshd.mesh_status import elsewhere_status, placed, with_others
 from meshd.node.inventory import Hardware
 from meshd.node.selection import select_gpus
 from meshd.paths import Paths
@@ -220,6 +220,7 @@ def report(proposal: Proposal, loaded: Loaded) -> PlanReport:
             for action in proposal.actions
         ),
         warnings=(*map(str, loaded.findings), *proposal.refused),
+        mesh=placed(proposal.share) if proposal.share else (),
     )
 
 
@@ -240,6 +241,7 @@ def node_status(
         here.append(model_status(decision, engine, answers=ready))
     elsewhere: tuple[ModelStatus, ...] = ()
     if proposal.share is not None:
+        here = [with_others(model, proposal.share) for model in here]
         elsewhere = elsewhere_status(proposal.share, {model.name for model in here})
     models = in_order((*here, *elsewhere), [model.name for model in loaded.config.models])
     degraded = (*degraded, *proposal.refused)

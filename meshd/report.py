@@ -23,15 +23,48 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """:ivar warnings: findings of the configuration that do not stop it."""
+    """:ivar warnings: findings of the configuration that do not stop it.
+
+    :ivar mesh: every model of the mesh; empty where the node is alone.
+    """
 
     decisions: tuple[Decision, ...]
     changes: tuple[Change, ...]
     warnings: tuple[str, ...] = ()
+    mesh: tuple[Placed, ...] = ()
 
     @property
     def changes_anything(self) -> bool:
         return bool(self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedOn:
+    """One node and one model. :ivar stage: how far it is, ``planned`` before anything happened."""
+
+    node: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where the mesh runs a model.
+
+    :ivar wanted: replicas that there should be. :ivar demand: requests a minute.
+    :ivar leaving: nodes that give it back, and why. :ivar excluded: those that cannot, and why.
+    """
+
+    model: str
+    wanted: int
+    demand: float
+    on: tuple[PlacedOn, ...]
+    leaving: tuple[PlacedOn, ...] = ()
+    excluded: tuple[PlacedOn, ...] = ()
+    excluded_more: int = 0
+    blockers: tuple[str, ...] = ()
+    next_step: str = ""
+    notes: tuple[str, ...] = ()
 
 
 _SIGNS = {"start": "+", "stop": "-", "restart": "~"}
@@ -40,6 +73,13 @@ _SIGNS = {"start": "+", "stop": "-", "restart": "~"}
 def lines(report: PlanReport) -> Iterator[str]:
     """The report as text for a terminal."""
     yield from report.warnings
+    for placed in report.mesh:
+        yield from placed_lines(placed)
+    if report.mesh:
+        yield ""
+        yield "On this node:"
+        if not report.decisions:
+            yield "    nothing"
     for decision in report.decisions:
         yield from decision_lines(decision)
     yield ""
@@ -58,6 +98,24 @@ def lines(report: PlanReport) -> Iterator[str]:
         f"{counts['start']} to start, {counts['restart']} to restart, {counts['stop']} to stop; "
         f"{size(total)} to load."
     )
+
+
+def placed_lines(placed: Placed) -> Iterator[str]:
+    """One model of the mesh: where it runs, where it does not, and why."""
+    rate = f", {placed.demand:.3g} requests a minute" if placed.demand >= 0.01 else ""
+    yield f"{placed.model}: {placed.wanted} wanted{rate}"
+    for one in placed.on:
+        yield f"    {one.node}: {one.stage} ({one.reason})"
+    for one in placed.leaving:
+        yield f"    {one.node}: gives it back ({one.reason})"
+    for one in placed.excluded:
+        yield f"    not on {one.node}: {one.reason} [{one.stage}]"
+    if placed.excluded_more:
+        yield f"    nor on {placed.excluded_more} more nodes"
+    for text in (*placed.blockers, *placed.notes):
+        yield f"    {text}"
+    if placed.next_step:
+        yield f"    next: {placed.next_step}"
 
 
 def decision_lines(decision: Decision) -> Iterator[str]:

@@ -22,8 +22,7 @@ class ModelStatus:
     :ivar memory_bytes: as planned, over all devices.
     :ivar standing: it waits for what is as the configuration means it or the machine is, not for
         something that was mistaken or is missing.
-    :ivar nodes: names of the nodes that serve it or are about to, this one included; empty where
-        there is no mesh.
+    :ivar nodes: names of the other nodes that serve it or are about to.
     """
 
     name: str
@@ -184,6 +183,7 @@ def routing_table(
             targets = (
                 Target(
                     node=node.id,
+                    name=node.hardware.hostname if node.id != node.hardware.hostname else "",
                     socket=sockets[decision.model],
                     ready=model.state is ModelState.READY,
                     slots=decision.slots,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meshd.status import NodeStatus
+    from meshd.status import MeshStatus, ModelStatus, NodeStatus
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,6 +41,8 @@ def _lines(status: NodeStatus) -> Iterator[str]:
     from meshd.report import size
 
     yield f"{status.node} ({status.role}): {status.sentence}"
+    if status.mesh is not None:
+        yield f"mesh     {_mesh(status.mesh)}"
     yield f"engine   {status.engine}"
     for address in status.gateway:
         yield f"gateway  http://{address}/v1"
@@ -54,10 +56,28 @@ def _lines(status: NodeStatus) -> Iterator[str]:
     for problem in status.problems:
         yield f"problem  {problem}"
     for model in status.models:
-        restarts = f", {model.restarts} restarts" if model.restarts else ""
-        yield (
-            f"model    {model.name}: {model.state}, {model.strategy}, context {model.context} x "
-            f"{model.slots} slots, {size(model.memory_bytes)}{restarts}"
-        )
+        yield f"model    {_model(model)}"
         if model.detail:
             yield f"         {model.detail}"
+
+
+def _model(model: ModelStatus) -> str:
+    from meshd.report import size
+
+    if model.strategy == "wait":
+        return f"{model.name}: {model.state}"
+    shape = f"context {model.context} x {model.slots} slots, {size(model.memory_bytes)}"
+    if model.strategy == "elsewhere":
+        return f"{model.name}: {model.state} on {', '.join(model.nodes)}, {shape}"
+    restarts = f", {model.restarts} restarts" if model.restarts else ""
+    others = f", also on {', '.join(model.nodes)}" if model.nodes else ""
+    return f"{model.name}: {model.state}, {model.strategy}, {shape}{restarts}{others}"
+
+
+def _mesh(mesh: MeshStatus) -> str:
+    if mesh.problem:
+        return mesh.problem
+    nodes = "1 node" if mesh.nodes == 1 else f"{mesh.nodes} nodes"
+    missed = f", {mesh.suspect} missed just now" if mesh.suspect else ""
+    relays = ", relays for others" if mesh.core else ""
+    return f"{mesh.id}, {nodes}{missed}; this is {mesh.node}{relays}"
