@@ -84,7 +84,7 @@ def _blockers(case: Case, count: int) -> tuple[tuple[Reason, ...], str]:
     full = [node for node in case.may.nodes if node not in taken]
     reasons = []
     if full:
-        text = f"{_nodes(len(full))} could serve it, but their memory is taken: {_some(full)}"
+        text = f"{_nodes(len(full))} could serve it if memory were idle: {_some(full)}"
         reasons.append(Reason(Code.NO_MEMORY, text))
     reasons.extend(_grouped(case.may.excluded))
     if not full and taken and count:

@@ -307,7 +307,7 @@ def test_a_hot_model_never_evicts_another() -> None:
     plan = place_replicas(view, {"warm": 0.03, "hot": 1e5})
     assert where(plan, "warm") == ["a"]
     assert where(plan, "hot") == []
-    assert "memory is taken" in plan.placements[1].blockers[0].text
+    assert "if memory were idle" in plan.placements[1].blockers[0].text
     assert "when memory is idle" in plan.placements[1].next_step
 
 
