@@ -17,6 +17,7 @@ _QUESTIONS = 128
 _TOKENS = 8192
 # A node that moves from one core to another is missed for a moment, and nobody need know.
 MISSED_FOR_S = 0.25
+RETURN_WITHIN_S = 1.0
 
 
 class Inbox:
@@ -34,7 +35,7 @@ class Inbox:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._woken = False
-        self._closed = False
+        self._closed = self._cut = False
         self._puts: deque[bytes] = deque()
         self._questions: deque[tuple[zenoh.Query, bytes]] = deque()
         self._sessions: dict[str, set[str]] = {}
@@ -87,6 +88,29 @@ class Inbox:
             self._moved.add(node)
             self._wake()
 
+    def cut(self) -> None:
+        """The session lost its only link, and Zenoh takes back every token with it: believe none
+        of that. Call it in the loop's thread, as `back`.
+        """
+        self._cut = True
+
+    def give_up(self) -> None:
+        """The link has not come back soon: say nothing more of anybody."""
+        for timer in self._missing.values():
+            timer.cancel()
+        self._missing.clear()
+        self._said.clear()
+
+    def back(self) -> None:
+        """There is a link again, and in a moment the tokens that are still there."""
+        self._cut = False
+        with self._lock:
+            up = set(self._sessions)
+        for node in up:
+            self._here(node)
+        for node in self._said - up:
+            self._miss(node, RETURN_WITHIN_S)
+
     def close(self) -> None:
         """Nothing reaches the listener after this. Call it in the loop's thread."""
         with self._lock:
@@ -116,8 +140,8 @@ class Inbox:
         for node in moved:
             if node in up:
                 self._here(node)
-            elif node in self._said and node not in self._missing:
-                self._missing[node] = self._loop.call_later(MISSED_FOR_S, self._gone, node)
+            elif node in self._said and not self._cut:
+                self._miss(node, MISSED_FOR_S)
         for data in puts:
             self._listener.heard(data)
         for query, data in questions:
@@ -131,7 +155,13 @@ class Inbox:
             self._said.add(node)
             self._listener.token(node, up=True)
 
+    def _miss(self, node: str, after_s: float) -> None:
+        if node not in self._missing:
+            self._missing[node] = self._loop.call_later(after_s, self._gone, node)
+
     def _gone(self, node: str) -> None:
         self._missing.pop(node, None)
+        if self._cut:
+            return
         self._said.discard(node)
         self._listener.token(node, up=False)

@@ -11,7 +11,8 @@ import contextlib
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import zenoh
 from zenoh import CongestionControl, Locality, QueryTarget
@@ -19,12 +20,26 @@ from zenoh import CongestionControl, Locality, QueryTarget
 from meshd.mesh.blocking import away
 from meshd.mesh.bus import ANY_CORE, MESSAGE_MAX_BYTES, BusError, Listener
 from meshd.mesh.identity import is_id
-from meshd.mesh.inbox import Inbox
+from meshd.mesh.inbox import MISSED_FOR_S, Inbox
 from meshd.mesh.loop_watch import LoopWatch
 from meshd.mesh.zenoh_config import SessionPlan, config_text
 
 _ASKING_AT_ONCE = 8
 _CLOSE_S = 3.0
+
+
+class PortTakenError(BusError):
+    """A core cannot listen."""
+
+
+class SessionListener(Listener, Protocol):
+    """Who hears a session of Zenoh's."""
+
+    def cut(self) -> None:
+        """A client has lost its core: what it misses from now on says nothing."""
+
+    def back(self) -> None:
+        """It has one again; tokens follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +65,23 @@ class ZenohBus:
         self._token_lock = threading.Lock()
         self._closed = False
         self._watch = LoopWatch(self._take_token_back, self._show_token)
+        self._loop = asyncio.get_running_loop()
+        self._linked = asyncio.Event()
+        self._cut = self._given_up = False
+        self._cut_timer: asyncio.TimerHandle | None = None
         self.stranger = ""
+        self._declared.append(
+            session.info.declare_link_events_listener(self._link_event, history=True)
+        )
 
     @property
     def core(self) -> bool:
         return self.plan.core
+
+    @property
+    def closed(self) -> bool:
+        """Whether it carries nothing more, by our doing or Zenoh's."""
+        return self._closed or self._session.is_closed()
 
     @property
     def dropped(self) -> int:
@@ -63,18 +90,24 @@ class ZenohBus:
 
     def links(self) -> tuple[Link, ...]:
         """Who we are connected to, directly."""
-        if self._closed:
+        if self.closed:
             return ()
         return tuple(
             Link(link.auth_identifier or "", link.dst) for link in self._session.info.links()
         )
 
-    def listen(self, listener: Listener) -> None:
+    async def linked(self, timeout_s: float) -> bool:
+        """Whether it had a link, which a new core may be without; waits for the first one."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._linked.wait(), timeout_s)
+        return self._linked.is_set()
+
+    def listen(self, ear: SessionListener) -> None:
         """Hear the mesh, and show our token. Call it once, in the event loop's thread."""
-        self._inbox = Inbox(listener, self._node, self._answer)
+        self._ear = ear
+        self._inbox = Inbox(ear, self._node, self._answer)
         session, inbox = self._session, self._inbox
         declared = self._declared
-        declared.append(session.info.declare_link_events_listener(self._link_event, history=True))
         declared.append(
             session.declare_subscriber(
                 f"{self._prefix}/s/*", inbox.put_arrived, allowed_origin=Locality.REMOTE
@@ -140,6 +173,8 @@ class ZenohBus:
             return
         self._closed = True
         self._watch.stop()
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
         if self._inbox is not None:
             self._inbox.close()
         self._threads.shutdown(wait=False)
@@ -198,13 +233,41 @@ class ZenohBus:
                     token.undeclare()  # type: ignore[no-untyped-call]
 
     def _link_event(self, event: zenoh.LinkEvent) -> None:
-        if event.kind == zenoh.SampleKind.PUT and not _ours(event.link):
+        if event.kind != zenoh.SampleKind.PUT or _ours(event.link):
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._links_moved)
+        else:
             self.stranger = event.link.dst
             threading.Thread(target=self._session.close, daemon=True).start()
 
+    def _links_moved(self) -> None:
+        linked = bool(self.links())
+        if linked:
+            self._linked.set()
+        if self.core or self._closed or self._inbox is None or linked is not self._cut:
+            return
+        self._cut = not linked
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+            self._cut_timer = None
+        if self._cut:
+            self._inbox.cut()
+            self._cut_timer = self._loop.call_later(MISSED_FOR_S, self._give_up)
+            return
+        if self._given_up:
+            self._given_up = False
+            self._ear.back()
+        self._inbox.back()
+
+    def _give_up(self) -> None:
+        if self._cut and self._inbox is not None and not self._closed:
+            self._given_up = True
+            self._inbox.give_up()
+            self._ear.cut()
+
 
 async def open_bus(plan: SessionPlan, mesh: str, node: str, timeout_s: float) -> ZenohBus:
-    """Open a session. :param plan: its `zid` may be empty.
+    """Open a session.
 
     A client has reached a core then; a core listens, and goes on trying to reach the others.
 
@@ -230,6 +293,8 @@ async def open_session(plan: SessionPlan, timeout_s: float) -> zenoh.Session:
     except TimeoutError:
         raise BusError(f"nobody answered within {timeout_s:.1f} s") from None
     except zenoh.ZError as error:
+        if "Address already in use" in str(error):
+            raise PortTakenError("another program has the UDP port of mesh.listen") from error
         raise BusError(_short(error)) from error
     # Zenoh 1.10 trusts every public CA as well as ours; a node's id is no name that those certify.
     strange = next((link for link in session.info.links() if not _ours(link)), None)
@@ -243,10 +308,6 @@ def new_nonce() -> bytes:
     return secrets.token_bytes(3)
 
 
-def with_zid(plan: SessionPlan, zid: str) -> SessionPlan:
-    return replace(plan, zid=zid)
-
-
 def _ours(link: zenoh.Link) -> bool:
     return is_id(link.auth_identifier or "")
 
@@ -254,8 +315,6 @@ def _ours(link: zenoh.Link) -> bool:
 def _short(error: BaseException) -> str:
     """Zenoh's words without its source paths."""
     text = str(error).split(" at /")[0].strip()
-    if "Address already in use" in text:
-        return "another program has the UDP port that mesh.listen names"
     if "Unable to connect" in text:
         return "nobody answered"
     return text or type(error).__name__

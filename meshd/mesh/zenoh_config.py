@@ -17,7 +17,8 @@ from meshd.mesh.bus import MESSAGE_MAX_BYTES
 _LEASE_MS = {Preset.LAN: 1800, Preset.WAN: 4000}
 _KEEP_ALIVES = 4
 OPEN_TIMEOUT_MS = 1500
-_RETRY = {"period_init_ms": 200, "period_max_ms": 1000, "period_increase_factor": 2}
+# A client without a core is alone and hurries; a core goes on for ever after one that may be gone.
+_RETRY_MOST_MS = {False: 1000, True: 2000}
 _LARGEST_BYTES = 65_536
 
 # What a revoked node may no longer do through us, in both directions.
@@ -71,7 +72,11 @@ def config_text(plan: SessionPlan) -> str:
             "exit_on_failure": not plan.core,
             # A core goes on trying for ever, in the background; a client tries each one once.
             "timeout_ms": -1 if plan.core else 0,
-            "retry": _RETRY,
+            "retry": {
+                "period_init_ms": 200,
+                "period_max_ms": _RETRY_MOST_MS[plan.core],
+                "period_increase_factor": 2,
+            },
         },
         "scouting": {
             "delay": 0,
