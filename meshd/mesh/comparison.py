@@ -33,6 +33,10 @@ ROUND_S = 10.0
 QUIET_ROUND_S = 30.0
 QUIET_AFTER_S = 60.0
 RETRY_S = (0.5, 1.0, 2.0, 4.0)
+YOUNG_S = (1.0, 2.0, 4.0)
+"""Pauses after a session began or nodes came back: where all do at once, whoever is asked first
+knows little itself.
+"""
 TRIPS_MAX = 400
 TIMEOUT_S = 2.0
 
@@ -109,6 +113,11 @@ class Comparison:
         self._buckets: list[int] = []
         self._progress = False
         self._more = False
+        self._young = 0
+
+    def session_began(self, now_s: float) -> None:
+        self.next_s = now_s
+        self._young = 0
 
     def moved(self, now_s: float) -> None:
         """Something in the mesh changed: compare at the usual pace for a while."""
@@ -117,6 +126,7 @@ class Comparison:
 
     def hurry(self, now_s: float, spread_s: float) -> None:
         """Compare soon: what was apart may have come together."""
+        self._young = min(self._young, 1)
         earliest = max(now_s, self._begun_s + 1.0)
         self.next_s = min(self.next_s, earliest + self._rng.uniform(0, spread_s))
 
@@ -201,7 +211,15 @@ class Comparison:
         if not answered:
             delay_s = RETRY_S[min(self.unanswered, len(RETRY_S) - 1)]
             self.unanswered += 1
+        elif self._young < len(YOUNG_S):
+            delay_s = YOUNG_S[self._young]
+            self._young += 1
         else:
-            quiet = now_s - self._moved_s > QUIET_AFTER_S
-            delay_s = QUIET_ROUND_S if quiet else ROUND_S
+            intake = self._intake
+            if now_s - self._moved_s > QUIET_AFTER_S:
+                delay_s = QUIET_ROUND_S
+            elif intake.tokens <= intake.standings.keys():
+                delay_s = ROUND_S
+            else:
+                delay_s = YOUNG_S[-1]
         self.next_s = now_s + delay_s * self._rng.uniform(0.8, 1.2)

@@ -29,7 +29,7 @@ from meshd.mesh.messages import (
 )
 from meshd.mesh.own_entries import OwnEntries
 from meshd.mesh.record import NodeRecord
-from meshd.mesh.record_codec import bounded, decode_record, encode_record
+from meshd.mesh.record_codec import BadRecordError, bounded, decode_record, encode_record
 from meshd.mesh.refutation import Refutation
 from meshd.mesh.view import MeshView, Status
 from meshd.mesh.view_cache import Decode, ViewCache
@@ -179,7 +179,11 @@ class Member:
 
         :raises BadRecordError: it has values that no reader would believe.
         """
-        self._say("rec", encode_record(bounded(record)))
+        try:
+            payload = encode_record(record)
+        except BadRecordError:
+            payload = encode_record(bounded(record))
+        self._say("rec", payload)
 
     def publish_demand(self, payload: bytes) -> None:
         """:raises ValueError: it is too long."""
@@ -261,7 +265,7 @@ class Member:
         for node, standing in self._intake.standings.items():
             if standing.status is Status.ALIVE and node not in self._intake.tokens:
                 self._unseen(node)
-        self._comparison.next_s = now_s
+        self._comparison.session_began(now_s)
 
     def session_down(self) -> None:
         """We are cut off: what we miss from now on says nothing of others."""

@@ -83,7 +83,10 @@ def decode_record(data: bytes, node: str) -> NodeRecord:
 
 
 def bounded(record: NodeRecord) -> NodeRecord:
-    """The record, cut until it may be published: texts, lists, then what is missed least."""
+    """The record, cut until it may be published: texts, lists, then what is missed least.
+
+    Numbers that cannot be stay: `encode_record` refuses them.
+    """
     record = _cut(record)
     for name, keep in _TRIMS:
         if len(_encoder.encode(_lean(record))) <= RECORD_MAX_BYTES:
@@ -93,14 +96,14 @@ def bounded(record: NodeRecord) -> NodeRecord:
 
 
 def _lean(value: Any) -> Any:
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return [_lean(one) for one in value]
     if not dataclasses.is_dataclass(value):
         return value
     return {
-        field.name: _lean(found)
-        for field in dataclasses.fields(value)
-        if (found := getattr(value, field.name)) != field.default
+        name: _lean(found)
+        for name, default in _fields(type(value))
+        if (found := getattr(value, name)) is not default and found != default
     }
 
 
@@ -113,8 +116,7 @@ def _cut(value: Any) -> Any:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     return dataclasses.replace(
-        value,
-        **{field.name: _cut(getattr(value, field.name)) for field in dataclasses.fields(value)},
+        value, **{name: _cut(getattr(value, name)) for name, _ in _fields(type(value))}
     )
 
 
@@ -153,15 +155,17 @@ def _check_value(value: Any, place: str) -> None:
         for one in value:
             _check_value(one, place)
     elif dataclasses.is_dataclass(value):
-        for name in _names(kind):
+        for name, _ in _fields(kind):
             _check_value(getattr(value, name), name)
 
 
-_NAMES: dict[type, tuple[str, ...]] = {}
+_FIELDS: dict[type, tuple[tuple[str, Any], ...]] = {}
 
 
-def _names(kind: type) -> tuple[str, ...]:
-    names = _NAMES.get(kind)
-    if names is None:
-        names = _NAMES[kind] = tuple(field.name for field in dataclasses.fields(kind))
-    return names
+def _fields(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Name and default of each field of a dataclass."""
+    found = _FIELDS.get(kind)
+    if found is None:
+        found = tuple((field.name, field.default) for field in dataclasses.fields(kind))
+        _FIELDS[kind] = found
+    return found
