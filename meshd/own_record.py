@@ -72,7 +72,7 @@ def own_record(
         devices = _steady(before.devices, devices)
     return NodeRecord(
         id=self.id,
-        name=node.hardware.hostname,
+        name=node.name,
         role=str(config.node.role),
         addresses=self.addresses,
         core=moving.core,

@@ -166,6 +166,7 @@ def node_view(config: Config, observation: Observation, running: tuple[Running, 
         engine=build is not None,
         candidates=observation.candidates,
         running=running,
+        name=config.node.name or observation.hardware.hostname,
     )
 
 
@@ -247,7 +248,7 @@ def node_status(
     degraded = (*degraded, *proposal.refused)
     config = loaded.config
     return NodeStatus(
-        node=proposal.node.hardware.hostname,
+        node=proposal.node.name,
         role=config.node.role,
         sentence=sentence(models, degraded),
         degraded=degraded,

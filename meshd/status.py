@@ -183,7 +183,7 @@ def routing_table(
             targets = (
                 Target(
                     node=node.id,
-                    name=node.hardware.hostname if node.id != node.hardware.hostname else "",
+                    name=node.name,
                     socket=sockets[decision.model],
                     ready=model.state is ModelState.READY,
                     slots=decision.slots,

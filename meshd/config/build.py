@@ -70,6 +70,7 @@ def to_data(config: Config) -> dict[str, Any]:
             "core": str(config.mesh.core),
         },
         "node": {
+            "name": config.node.name,
             "role": str(config.node.role),
             "reserve": {
                 "vram": format_size(config.node.reserve.vram_bytes),
@@ -114,6 +115,8 @@ def _demand(data: Section) -> DemandSettings:
 
 def _node(data: Section) -> NodeSettings:
     given: dict[str, Any] = {}
+    if "name" in data:
+        given["name"] = data["name"]
     if "role" in data:
         given["role"] = Role(data["role"])
     if "reserve" in data:

@@ -72,8 +72,12 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
-    """:ivar gpus: stable ids to use, or "auto" for all; an id that is not there fails closed."""
+    """:ivar name: for people and for ``models[].nodes``; "" for the machine's hostname.
 
+    :ivar gpus: stable ids to use, or "auto" for all; an id that is not there fails closed.
+    """
+
+    name: str = ""
     role: Role = Role.AUTO
     reserve: Reserve = Reserve()
     gpus: Auto | tuple[str, ...] = "auto"

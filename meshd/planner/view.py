@@ -43,7 +43,11 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node. :ivar gpus: those that it may and can use: pinned, present, and with a backend."""
+    """One node.
+
+    :ivar gpus: those that it may and can use: pinned, present, and with a backend.
+    :ivar name: for people.
+    """
 
     id: str
     hardware: Hardware
@@ -52,6 +56,7 @@ class NodeView:
     engine: bool = True
     candidates: tuple[Candidate, ...] = ()
     running: tuple[Running, ...] = field(default=())
+    name: str = ""
 
     def candidate(self, model: str) -> Candidate | None:
         return next((c for c in self.candidates if c.model == model), None)

@@ -100,7 +100,7 @@ class Lab:
 def box(name: str, *models: str, has: tuple[str, ...] = (), role: Role = Role.AUTO) -> Box:
     """A node whose configuration names `models` and whose disk holds these and `has`."""
     on_disk = {name: facts(layers=8) for name in (*models, *has)}
-    one = node(gpu(), models=on_disk)
+    one = replace(node(gpu(), models=on_disk), name=name)
     candidates = tuple(replace(c, fingerprint=f"fp-{c.model}") for c in one.candidates)
     named = config(*map(wants, models), node=NodeSettings(role=role))
     return Box(name, named, replace(one, id=name, candidates=candidates))
@@ -250,7 +250,7 @@ def test_status_tells_where_the_others_models_run() -> None:
         (far,) = elsewhere_status(one.shared, set(one.engines))
         assert far.state is ModelState.READY
         assert one.id not in lab.serving(far.name)
-        assert far.nodes == ("box",)
+        assert far.nodes == tuple(lab.serving(far.name))
         lines = member_lines(one.shared.view, {}, {"n2": 1.5})
         assert [line.me for line in lines] == [one.id == "n1", one.id == "n2"]
         assert lines[1].rtt_ms == 1.5
