@@ -52,8 +52,8 @@ def order(static: Iterable[str], table: RoutingTable | None, lucky: Iterable[str
     :param lucky: those that worked, the last one first.
     """
     nodes = [peer.address for peer in table.peers] if table else []
-    revived = [one for one in lucky if not table or one in nodes or one in static]
     configured = [_with_port(address) for address in static]
+    revived = [one for one in lucky if one in nodes or one in configured]
     return [*dict.fromkeys((*revived, *nodes, *configured))][:_MAX_KNOWN]
 
 

@@ -26,11 +26,11 @@ async def post_traffic(
 
     :param report: what there is to say; None for nothing yet.
     """
-    said: tuple[TrafficReport, int] | None = None
+    said: tuple[TrafficReport, tuple[int, int]] | None = None
     delay_s = every_s
     while True:
         await asyncio.sleep(delay_s)
-        now, brain = report(), _inode(socket)
+        now, brain = report(), _identity(socket)
         if now is None or (now, brain) == said or not (said or now.models or now.unreachable):
             continue
         if await _post(socket, encode(now)):
@@ -39,12 +39,13 @@ async def post_traffic(
             delay_s = min(2 * delay_s, max(every_s, _LAST_S))
 
 
-def _inode(socket: Path) -> int:
+def _identity(socket: Path) -> tuple[int, int]:
     """Another one when another brain listens there, which has heard nothing yet."""
     try:
-        return socket.stat().st_ino
+        about = socket.stat()
     except OSError:
-        return 0
+        return 0, 0
+    return about.st_ino, about.st_mtime_ns
 
 
 async def _post(socket: Path, data: bytes) -> bool:
