@@ -97,6 +97,7 @@ class Attachment:
         self._around, self._seed, self._lan = around, seed, lan
         self._reach = Reach(mesh, node, tls)
         self._now: _Open | None = None
+        self._buses: set[ZenohBus] = set()
         self._later: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._linked_at = self._opened_at = self._changed_at = time.monotonic()
@@ -156,9 +157,11 @@ class Attachment:
         for task in self._later:
             task.cancel()
         await asyncio.gather(*self._later, return_exceptions=True)
-        if self._now is not None:
-            now, self._now = self._now, None
-            await now.bus.close()
+        now, self._now = self._now, None
+        # One that was being opened or handed over when we were told to close is among them.
+        await asyncio.gather(*(bus.close() for bus in self._buses))
+        self._buses.clear()
+        if now is not None:
             self._around.hearing.close(now.ear)
 
     # Beginning
@@ -405,12 +408,15 @@ class Attachment:
         deadline = time.monotonic() + _PORT_S
         while True:
             try:
-                return await open_bus(plan, self._mesh, self._node, timeout_s)
+                bus = await open_bus(plan, self._mesh, self._node, timeout_s)
             except PortTakenError:
                 # Our own old session keeps it for a tenth of a second after its end.
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.05)
+            else:
+                self._buses.add(bus)
+                return bus
 
     async def _drop(self) -> None:
         if self._now is not None:
@@ -420,6 +426,7 @@ class Attachment:
     async def _end(self, old: _Open) -> None:
         self._around.hearing.close(old.ear)
         await old.bus.close()
+        self._buses.discard(old.bus)
 
         async def forget() -> None:
             # What the old session saw holds until the new one has had time to see it.

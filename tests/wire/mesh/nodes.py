@@ -30,7 +30,13 @@ class MeshNode:
     """A process. :ivar id: its node id. :ivar seen: all lines that it wrote."""
 
     def __init__(
-        self, folder: Path, listen: str, *, namespace: str = "", secret: str = SECRET, **options: Any
+        self,
+        folder: Path,
+        listen: str,
+        *,
+        namespace: str = "",
+        secret: str = SECRET,
+        **options: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.listen, self.namespace = folder, listen, namespace
@@ -124,8 +130,7 @@ class MeshNode:
     def _read(process: subprocess.Popen[bytes], seen: list[dict[str, Any]]) -> None:
         assert process.stdout is not None
         with process.stdout:
-            for line in process.stdout:
-                seen.append(json.loads(line))
+            seen.extend(map(json.loads, process.stdout))
 
 
 class Nodes:
@@ -147,7 +152,7 @@ class Nodes:
 
 
 def until(condition: Callable[[], object], timeout_s: float, what: str = "") -> float:
-    """Wait until it holds. :returns: after how many seconds. Fails when it does not hold in time."""
+    """Wait until it holds, and say after how many seconds; fail when it does not in time."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > timeout_s:
