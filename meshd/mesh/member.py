@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from random import Random
 
 from meshd.mesh import comparison, membership
-from meshd.mesh.absences import Absences, Step
-from meshd.mesh.bus import ANY_CORE, Ask, Effect, Put
+from meshd.mesh.absences import Absences
+from meshd.mesh.bus import ANY_CORE, Effect
 from meshd.mesh.comparison import Comparison
-from meshd.mesh.envelope import Signer, Verifier, seal_burial
+from meshd.mesh.envelope import Signer, Verifier
 from meshd.mesh.intake import Intake, Kind, News
-from meshd.mesh.lattice import OWNERS_MAX
+from meshd.mesh.liveness import Liveness
 from meshd.mesh.messages import (
     DOUBTS_MAX,
     Compare,
@@ -27,6 +27,7 @@ from meshd.mesh.messages import (
     decode_question,
     encode,
 )
+from meshd.mesh.outbox import Outbox
 from meshd.mesh.own_entries import OwnEntries
 from meshd.mesh.record import NodeRecord
 from meshd.mesh.record_codec import BadRecordError, bounded, decode_record, encode_record
@@ -34,14 +35,10 @@ from meshd.mesh.refutation import Refutation
 from meshd.mesh.view import MeshView, Status
 from meshd.mesh.view_cache import Decode, ViewCache
 
-PINGS_MAX = 16
-CORE_PINGS_MAX = 256
-EVIDENCE_S = 5.0
-WAKE_SPREAD_S = 0.5
 FORGET_EVERY_S = 600.0
 NODE_ID_MAX = 64
 
-_COMPARISON = ""
+_COMPARISON = "compare"
 
 
 class Member:
@@ -70,20 +67,27 @@ class Member:
         self._mesh = verifier.mesh_id
         self._now = now
         self._rng = rng
-        self._patience = membership.PATIENCE[preset]
+        patience = membership.PATIENCE[preset]
         self._intake = Intake(self.id, verifier, incarnation)
-        self._absences = Absences(self._patience, rng)
+        self._absences = Absences(patience, rng)
         self._absences.core = core
         self._own = OwnEntries(self._intake, signer, self._mesh)
         self._refutation = Refutation(now())
         self._comparison = Comparison(self._intake, rng, now())
         self._views = ViewCache(self._intake, self._absences, decode)
-        self._effects: list[Effect] = []
-        self._asks: dict[int, tuple[str, str]] = {}
-        self._pinging: set[str] = set()
-        self._evidence: dict[str, float] = {}
-        self._wakes: dict[str, float] = {}
-        self._number = 0
+        self._outbox = Outbox()
+        self._liveness = Liveness(
+            self._intake,
+            self._absences,
+            self._outbox,
+            signer,
+            self._mesh,
+            patience,
+            rng,
+            hear=lambda raw, put: self._hear(raw, put=put),
+            touch=self._views.touch,
+            hurry=lambda spread_s: self._comparison.hurry(now(), spread_s),
+        )
         self._quiet_until_s = -math.inf
         self._forget_s = now() + FORGET_EVERY_S
         self._demand_changed = False
@@ -139,14 +143,7 @@ class Member:
 
     def status(self, node: str) -> Status | None:
         """How a node stands, None for one that nothing is known of."""
-        if node == self.id:
-            return Status.ALIVE
-        standing = self._intake.standing(node)
-        if standing.incarnation < 0:
-            return None
-        if standing.status is Status.ALIVE and self._absences.suspects(node):
-            return Status.SUSPECT
-        return standing.status
+        return self._liveness.status(node)
 
     def view(self) -> MeshView:
         return self._views.view()
@@ -207,15 +204,13 @@ class Member:
         if news is None:
             return False
         self._react(news)
-        self._put(raw)
+        self._outbox.put(raw)
         return True
 
     # What comes from the bus.
 
     def heard(self, data: bytes) -> None:
-        news = self._intake.absorb(data, self._now(), put=True)
-        if news is not None:
-            self._react(news)
+        self._hear(data, put=True)
 
     def asked(self, data: bytes) -> bytes | None:
         question = decode_question(data)
@@ -228,97 +223,83 @@ class Member:
         )
         self._react_all(news)
         if isinstance(question, Compare):
-            self._check(question.doubts)
+            self._liveness.check(question.doubts, self._now())
         return encode(reply)
 
     def token(self, node: str, *, up: bool) -> None:
         if node == self.id or node in self._intake.revocations or not 0 < len(node) <= NODE_ID_MAX:
             return
         if up:
-            self._token_up(node)
+            self._liveness.token_up(node, self._now())
         else:
-            self._token_down(node)
+            self._liveness.token_down(node, self._now())
 
     def answered(self, number: int, data: bytes | None) -> None:
-        kind, node = self._asks.pop(number, (None, ""))
-        if kind is None:
+        asked = self._outbox.answered(number)
+        if asked is None:
             return
+        kind, node = asked
         reply = None if data is None else decode_answer(data)
         if kind == _COMPARISON:
             question, news, doubts = self._comparison.heard(
                 None if isinstance(reply, Pong) else reply, self._now()
             )
             self._react_all(news)
-            self._check(doubts)
+            self._liveness.check(doubts, self._now())
             if question is not None:
                 self._compare(node, question)
             return
-        self._pinging.discard(node)
-        self._ping_over(node, reply if isinstance(reply, Pong) and reply.node == node else None)
+        pong = reply if isinstance(reply, Pong) and reply.node == node else None
+        self._liveness.pinged(node, pong, self._now())
 
     def session_up(self) -> None:
         """Our session with the mesh is there, or another one than before."""
         now_s = self._now()
-        self._absences.session_began(now_s)
+        self._outbox.connected = True
         for raw in self._own.session_began(now_s):
-            self._put(raw)
-        for node, standing in self._intake.standings.items():
-            if standing.status is Status.ALIVE and node not in self._intake.tokens:
-                self._unseen(node)
+            self._outbox.put(raw)
+        self._liveness.session_began(now_s)
         self._comparison.session_began(now_s)
 
     def session_down(self) -> None:
         """We are cut off: what we miss from now on says nothing of others."""
         now_s = self._now()
-        self._intake.tokens.clear()
-        for node in self._absences.nodes:
-            self._views.touch(node)
-        self._absences.session_ended(now_s)
+        self._liveness.session_ended(now_s)
         self._own.session_ended(now_s)
-        self._asks.clear()
-        self._pinging.clear()
+        self._outbox.connected = False
+        self._outbox.forget()
         self._comparison.running = False
 
     def doubt(self, node: str) -> None:
         """Somebody here could not reach it: ping it, and suspect it when it does not answer."""
-        if self.status(node) is Status.ALIVE and node != self.id:
-            self._ping(node)
+        self._liveness.doubt(node)
 
     # Time.
 
     def next_tick_s(self) -> float:
         """Seconds until `tick` has something to do."""
-        due_s = min(self._absences.next_s, self._forget_s, self._refutation.due_s)
-        if self._own.connected and not self._comparison.running:
+        due_s = min(self._liveness.next_s, self._forget_s, self._refutation.due_s)
+        if self._outbox.connected and not self._comparison.running:
             due_s = min(due_s, self._comparison.next_s)
-        if self._wakes:
-            due_s = min(due_s, *self._wakes.values())
         return max(0.0, due_s - self._now())
 
     def tick(self) -> None:
         now_s = self._now()
         comparing = self._comparison
-        if self._own.connected and not comparing.running and now_s >= comparing.next_s:
+        if self._outbox.connected and not comparing.running and now_s >= comparing.next_s:
             question = comparing.begin(now_s, self._absences.doubts)
             self._compare(self._partner(), question)
-        for node, step in self._absences.due(now_s):
-            self._absent(node, step)
-        for node in [node for node, at_s in self._wakes.items() if at_s <= now_s]:
-            del self._wakes[node]
-            if self._intake.standing(node).status is Status.DEAD:
-                self._ping(node)
+        self._liveness.tick(now_s)
         if self._refutation.due_s <= now_s:
             self._refute()
         if now_s >= self._forget_s:
             self._forget_s = now_s + FORGET_EVERY_S
             self._intake.forget_old(now_s)
-            known = self._intake.standings
-            self._evidence = {n: at for n, at in self._evidence.items() if n in known}
+            self._liveness.prune()
 
     def drain(self) -> list[Effect]:
         """What is to be done since the last call."""
-        effects, self._effects = self._effects, []
-        return effects
+        return self._outbox.drain()
 
     # Below here: how it goes about it.
 
@@ -327,19 +308,15 @@ class Member:
         if space == "rec":
             self._views.touch(self.id)
         if raw is not None:
-            self._put(raw)
+            self._outbox.put(raw)
 
-    def _put(self, raw: bytes) -> None:
-        if self._own.connected:
-            self._effects.append(Put(raw))
-
-    def _ask(self, kind: str, node: str, question: Question, timeout_s: float) -> None:
-        self._number += 1
-        self._asks[self._number] = (kind, node)
-        self._effects.append(Ask(self._number, node, encode(question), timeout_s))
+    def _hear(self, raw: bytes, *, put: bool) -> None:
+        news = self._intake.absorb(raw, self._now(), put=put)
+        if news is not None:
+            self._react(news)
 
     def _compare(self, target: str, question: Question) -> None:
-        self._ask(_COMPARISON, target, question, comparison.TIMEOUT_S)
+        self._outbox.ask(_COMPARISON, target, question, comparison.TIMEOUT_S)
 
     def _partner(self) -> str:
         """Cores compare with each other, so that halves that were apart become equal."""
@@ -352,110 +329,12 @@ class Member:
         ]
         return self._rng.choice(others) if others else ANY_CORE
 
-    def _ping(self, node: str) -> bool:
-        limit = CORE_PINGS_MAX if self.core else PINGS_MAX
-        if node in self._pinging or len(self._pinging) >= limit or not self._own.connected:
-            return False
-        self._pinging.add(node)
-        burial = self._intake.lattice.get(node, "dead")
-        question = Ping(node, b"" if burial is None else burial.raw)
-        self._ask("ping", node, question, self._patience.ping_s)
-        return True
-
     def _pong(self, ping: Ping) -> bytes | None:
         if ping.node != self.id:
             return None
         if ping.burial:
-            self.heard(ping.burial)
+            self._hear(ping.burial, put=True)
         return encode(Pong(self.id, self._own.standing))
-
-    def _ping_over(self, node: str, pong: Pong | None) -> None:
-        now_s = self._now()
-        if pong is not None:
-            self._evidence[node] = now_s
-            if pong.standing:
-                self.heard(pong.standing)
-        if self._intake.standing(node).status is not Status.ALIVE:
-            return
-        if pong is None and node not in self._absences.nodes:
-            self._absences.unreachable(node, now_s)
-        else:
-            self._absences.pinged(
-                node, now_s, answered=pong is not None, token=node in self._intake.tokens
-            )
-        self._views.touch(node)
-        if pong is None and not self.core:
-            self._comparison.hurry(now_s, 0.2)
-
-    def _check(self, doubts: list[str]) -> None:
-        """Somebody cannot reach these; look for ourselves where we know no better."""
-        now_s = self._now()
-        for node in doubts[:DOUBTS_MAX]:
-            known_s = self._evidence.get(node, -math.inf)
-            if node not in self._absences.nodes and now_s - known_s > EVIDENCE_S:
-                self.doubt(node)
-
-    def _token_up(self, node: str) -> None:
-        tokens = self._intake.tokens
-        if len(tokens) >= 2 * OWNERS_MAX:
-            return
-        tokens.add(node)
-        returned = node in self._absences.nodes
-        if self._absences.here(node):
-            self._views.touch(node)
-        if self._intake.standing(node).status is Status.DEAD:
-            returned = True
-            self._wake(node)
-        if returned or self.core:
-            self._comparison.hurry(self._now(), self._spread_s())
-
-    def _token_down(self, node: str) -> None:
-        self._intake.tokens.discard(node)
-        standing = self._intake.standing(node)
-        if standing.status is not Status.ALIVE or self._absences.suspects(node):
-            return
-        if not self._own.connected:
-            return
-        self._absences.lost(node, self._now(), standing.hold_until_s)
-        self._views.touch(node)
-
-    def _unseen(self, node: str) -> None:
-        if node != self.id and node not in self._absences.nodes and self._own.connected:
-            self._absences.unseen(node, self._now())
-
-    def _wake(self, node: str) -> None:
-        """It is said to be dead and shows itself: let it know, so that it can say otherwise."""
-        if self.core and self._intake.standing(node).incarnation >= 0:
-            self._wakes[node] = self._now() + self._rng.uniform(0, WAKE_SPREAD_S)
-
-    def _spread_s(self) -> float:
-        """All notice a return at once; they need not all ask at once."""
-        return min(4.0, 0.2 + 0.02 * len(self._intake.standings))
-
-    def _absent(self, node: str, step: Step) -> None:
-        now_s = self._now()
-        if self._intake.standing(node).status is not Status.ALIVE:
-            self._absences.here(node)
-        elif step is Step.PING:
-            if node not in self._pinging and not self._ping(node):
-                self._absences.postpone(node, step, now_s + self._patience.ping_s)
-        elif step is Step.BURY:
-            if now_s < self._absences.settled_s:
-                self._absences.postpone(node, Step.PING, self._absences.settled_s)
-            else:
-                self._bury(node)
-        self._views.touch(node)
-
-    def _bury(self, node: str) -> None:
-        incarnation = self._intake.standing(node).incarnation
-        raw = seal_burial(self._signer, self._mesh, node, incarnation)
-        news = self._intake.absorb(raw, self._now(), put=False)
-        if news is None:
-            # We just buried it in vain and see its token: wait for others to say so.
-            self._absences.postpone(node, Step.PING, self._now() + self._patience.grace_s)
-            return
-        self._react(news)
-        self._put(raw)
 
     def _react_all(self, news: Iterable[News]) -> None:
         for one in news:
@@ -464,7 +343,7 @@ class Member:
                 # It came in a comparison, so some have not heard it.
                 raw = self._intake.revocations.raw(one.owner)
                 if raw is not None:
-                    self._put(raw)
+                    self._outbox.put(raw)
 
     def _react(self, news: News) -> None:
         now_s = self._now()
@@ -475,7 +354,7 @@ class Member:
             elif self._refutation.clash(now_s):
                 self._rise(news.incarnation)
                 for raw in self._own.say_again(now_s):
-                    self._put(raw)
+                    self._outbox.put(raw)
             return
         if news.kind is Kind.BURIED:
             self._refutation.wanted(now_s)
@@ -487,31 +366,8 @@ class Member:
             self._demand_changed = True
         else:
             self._views.touch(node)
-        if node == self.id:
-            return
-        if news.kind is Kind.REVOCATION:
-            self._intake.tokens.discard(node)
-            self._evidence.pop(node, None)
-        standing = self._intake.standing(node)
-        if standing.status is not Status.ALIVE:
-            self._absences.here(node)
-            if news.kind is Kind.BURIAL and node in self._intake.tokens:
-                self._wake(node)
-            return
-        self._lives(node, news)
-
-    def _lives(self, node: str, news: News) -> None:
-        """An entry of a node that is alive came in."""
-        now_s = self._now()
-        absence = self._absences.nodes.get(node)
-        hold_until_s = self._intake.standing(node).hold_until_s
-        if absence is not None and news.risen:
-            self._absences.here(node)
-        elif absence is not None and hold_until_s > now_s and not absence.unanswered:
-            # The hold came after the loss of the token that it explains.
-            self._absences.lost(node, now_s, hold_until_s)
-        if node not in self._intake.tokens:
-            self._unseen(node)
+        if node != self.id:
+            self._liveness.heard_of(news, now_s)
 
     def _rise(self, above: int) -> None:
         self._intake.incarnation = max(self.incarnation, above) + 1
