@@ -5,20 +5,25 @@ PYTHON := $(VENV)/bin/python
 # The engine of this checkout, beside the system's: nothing outside of it is touched.
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
-.PHONY: help demo test test-unit test-wire test-lab lint engine config bench-memory clean
+.PHONY: help demo test test-unit test-wire test-lab lint sim engine config bench-memory \
+	bench-mesh bench-clients clean
 
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
+	@echo "make demo NODES=3  a mesh on this machine: two models, one endpoint; a node is killed"
 	@echo "make test          linters, types and every tier of tests that can run here"
 	@echo "make test-unit     seconds: the pure core"
 	@echo "make test-wire     a minute: real engines and sockets on this machine"
 	@echo "make test-lab      minutes: booted systemd containers (root on Debian)"
 	@echo "make engine        get llama.cpp into .cache/engine"
 	@echo "make config        write etc/mesh.yaml and docs/configuration.md from the schema"
+	@echo "make sim SEEDS=20  a thousand nodes in a simulation with a virtual clock"
+	@echo "make bench-mesh    membership beside Serf: detection, convergence, idle cost"
+	@echo "make bench-clients what a client costs the node that it follows"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
 demo: $(VENV)/.base
-	@$(VENV)/bin/meshd demo $(ARGS)
+	@$(VENV)/bin/meshd demo $(if $(NODES),--nodes $(NODES)) $(ARGS)
 
 test: $(VENV)/.dev engine
 	@$(PYTHON) -m pytest tests $(ARGS)
@@ -43,6 +48,15 @@ config: $(VENV)/.dev
 
 bench-memory: $(VENV)/.dev engine
 	@$(PYTHON) -m tools.memory_table
+
+sim: $(VENV)/.dev
+	@$(PYTHON) -m tests.sim.run --seeds $(or $(SEEDS),20) $(ARGS)
+
+bench-mesh: $(VENV)/.dev
+	@$(PYTHON) -m tools.bench_mesh $(ARGS)
+
+bench-clients: $(VENV)/.dev
+	@$(PYTHON) -m tools.bench_clients $(ARGS)
 
 $(VENV)/.base: pyproject.toml tools/bootstrap
 	@tools/bootstrap $(VENV) '.[engine]'

@@ -35,6 +35,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verbs.add_parser("demo", help="a whole node in this terminal, with a chat answer")
     parser.add_argument("question", nargs="?", default=QUESTION, help="what to ask the model")
     parser.add_argument("--once", action="store_true", help="end after the answer")
+    parser.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="a mesh of 2 to 5 nodes; one is killed"
+    )
     parser.set_defaults(run=run)
 
 
@@ -43,6 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     # Sockets' paths are short, so the demo's folders lie in the temporary folder.
     root = Path(tempfile.mkdtemp(prefix="meshd-demo-"))
     config = arguments.paths.config
+    if arguments.nodes != 1:
+        from meshd.cli.demo_mesh import mesh_demo
+
+        try:
+            return asyncio.run(mesh_demo(root, arguments.nodes, arguments.question, once=once))
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
     if config == places.SYSTEM.config:
         config = places.shipped_config()
     try:
@@ -58,23 +68,24 @@ async def _demo(paths: Paths, root: Path, question: str, *, once: bool) -> int:
 
     await asyncio.to_thread(install)
     log_path = root / "meshd.log"
-    async with _node(root, paths.config, log_path) as process:
+    async with node_process(root, paths.config, log_path) as process:
         status = await _ready(paths, process, log_path)
         base = f"http://{status.gateway[0]}"
         model = status.models[0].name
         print(f"\n> {question}\n")
-        await _stream_answer(base, model, question)
+        await stream_answer(base, model, question)
         _where(status, base, model, question)
         if not once:
             print("\nRunning until Ctrl-C.")
-            await _until_interrupted(process)
+            await until_interrupted(process)
     return 0
 
 
 @contextlib.asynccontextmanager
-async def _node(
+async def node_process(
     root: Path, config: Path, log_path: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A node that runs as long as the context, its log in `log_path`."""
     environment = dict(os.environ)
     with log_path.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -108,7 +119,7 @@ async def _ready(paths: Paths, process: asyncio.subprocess.Process, log_path: Pa
     status = None
     while asyncio.get_running_loop().time() < deadline:
         if process.returncode is not None:
-            raise UserError(f"the node ended with {process.returncode}:\n{_tail(log_path)}")
+            raise UserError(f"the node ended with {process.returncode}:\n{tail(log_path)}")
         with contextlib.suppress(NotRunningError):
             status = await until_settled(client, _READY_DEADLINE_S, progress=sys.stderr)
             if status.healthy and await _gateway_ready(status.gateway[0]):
@@ -118,7 +129,7 @@ async def _ready(paths: Paths, process: asyncio.subprocess.Process, log_path: Pa
                 break
         await asyncio.sleep(0.1)
     sentence = status.sentence if status else "it did not come up"
-    raise UserError(f"the node does not serve: {sentence}\n{_tail(log_path)}")
+    raise UserError(f"the node does not serve: {sentence}\n{tail(log_path)}")
 
 
 async def _gateway_ready(address: str) -> bool:
@@ -135,7 +146,7 @@ async def _gateway_ready(address: str) -> bool:
         return False
 
 
-async def _stream_answer(base: str, model: str, question: str) -> None:
+async def stream_answer(base: str, model: str, question: str) -> None:
     """Print the answer as it comes. :raises UserError: unless a real completion came back."""
     import aiohttp
 
@@ -187,7 +198,8 @@ def _where(status: NodeStatus, base: str, model: str, question: str) -> None:
     print(f"\ncurl {base}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
 
 
-async def _until_interrupted(process: asyncio.subprocess.Process) -> None:
+async def until_interrupted(process: asyncio.subprocess.Process) -> None:
+    """Wait for Ctrl-C. :raises UserError: the node ended before."""
     loop = asyncio.get_running_loop()
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -201,5 +213,6 @@ async def _until_interrupted(process: asyncio.subprocess.Process) -> None:
     ended.cancel()
 
 
-def _tail(log_path: Path, lines: int = 15) -> str:
+def tail(log_path: Path, lines: int = 15) -> str:
+    """The end of a node's log, for a person who wonders."""
     return "\n".join(log_path.read_text("utf-8", "replace").splitlines()[-lines:])
