@@ -16,6 +16,7 @@ import pytest
 from meshd.engine.locate import SERVER, Place
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from tests.wire.gateway_harness import Running, gateway, until
+from tests.wire.mesh_harness import node, table
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL = REPOSITORY / "share/models/tiny.gguf"
@@ -268,3 +269,53 @@ async def test_64_mib_reach_the_engine(server: Path) -> None:
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(body), 1 << 20):
         yield body[start : start + (1 << 20)]
+
+
+async def test_openais_client_is_served_by_another_nodes_engine(server: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="mesh") as name:
+        folder = Path(name)
+        path = folder / "far.sock"
+        async with (
+            _llama(server, path) as llama,
+            node(folder, "a") as a,
+            node(folder, "b") as b,
+            _client(a.running) as client,
+        ):
+            await b.tell(table([b.own(path, slots=SLOTS)], [a, b], model="tiny"))
+            await a.tell(table([b.seen(slots=SLOTS)], [a, b], model="tiny"))
+            chat = await client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "Say something."}],
+                max_tokens=8,
+                temperature=0,
+            )
+            assert chat.choices[0].message.content
+            assert chat.usage
+            assert chat.usage.completion_tokens > 0
+            pieces = []
+            async with await client.completions.create(
+                model="tiny", prompt="Once upon a time", max_tokens=16, stream=True
+            ) as stream:
+                async for chunk in stream:
+                    pieces += [choice.text for choice in chunk.choices]
+            assert "".join(pieces)
+            # A client that leaves frees the slot two gateways away.
+            endless = await client.completions.create(
+                model="tiny",
+                prompt="a",
+                max_tokens=-1,
+                stream=True,
+                extra_body={"ignore_eos": True},
+            )
+            async for _ in endless:
+                break
+
+            async def busy() -> bool:
+                return await llama.busy() == 1
+
+            async def free() -> bool:
+                return await llama.busy() == 0
+
+            await until(busy)
+            await endless.close()
+            await until(free)

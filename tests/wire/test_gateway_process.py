@@ -15,6 +15,7 @@ from pathlib import Path
 import aiohttp
 
 from meshd.gateway.table_file import write_table
+from meshd.mesh.tls import server_name
 from tests.wire.gateway_harness import (
     CHAT,
     CHUNKED_END,
@@ -29,6 +30,7 @@ from tests.wire.gateway_harness import (
     table_of,
     until,
 )
+from tests.wire.mesh_harness import caller, member
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -188,6 +190,44 @@ async def test_a_socket_of_systemds_is_used_and_kept_open(tmp_path: Path) -> Non
             # Nobody serves now, and still nobody is refused.
             with socket.create_connection(listener.getsockname(), timeout=2):
                 pass
+
+
+async def test_systemds_socket_for_peers_is_told_by_its_name(tmp_path: Path) -> None:
+    who, path = member(tmp_path, "n"), tmp_path / "e.sock"
+    write_table(
+        tmp_path / "routes.json", table_of(path, node=who.id, mesh=who.mesh, tls=str(who.tls))
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as peers,
+        socket.create_server(("127.0.0.1", 0)) as clients,
+    ):
+        base = f"http://127.0.0.1:{clients.getsockname()[1]}"
+        door = f"https://127.0.0.1:{peers.getsockname()[1]}"
+        activate = [
+            "bash", "-c",
+            'exec 3<&"$0" 4<&"$1"; export LISTEN_PID=$$ LISTEN_FDS=2 '
+            'LISTEN_FDNAMES=peers:mesh-gateway.socket; shift; exec "$@"',
+            str(peers.fileno()), str(clients.fileno()), sys.executable, "-m", "meshd.cli.main",
+        ]  # fmt: skip
+        fds = [peers.fileno(), clients.fileno()]
+        async with (
+            engine(path, answering()),
+            _gateway(tmp_path, [], base, command=activate, pass_fds=fds) as node,
+            caller(who) as http,
+        ):
+            assert await node.status("/healthz") == 200
+            name = server_name(who.id, who.mesh)
+
+            async def open_() -> bool:
+                async with http.get(door + "/mesh/health", server_hostname=name) as answer:
+                    return answer.status == 200
+
+            await until(open_)
+            async with http.get(door + "/mesh/routes", server_hostname=name) as answer:
+                assert answer.status == 200
+            assert await node.status("/mesh/routes") == 404, "not for clients without TLS"
+            node.process.send_signal(signal.SIGTERM)
+            assert await node.ended() == 0
 
 
 async def test_an_address_in_use_is_one_line_and_no_traceback(tmp_path: Path) -> None:
