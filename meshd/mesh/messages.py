@@ -17,7 +17,7 @@ DOUBTS_MAX = 16
 ROOM_BYTES = MESSAGE_MAX_BYTES - 2048
 """What a message's list may take, so that the whole stays within `MESSAGE_MAX_BYTES`."""
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Hash = Annotated[int, msgspec.Meta(ge=0)]
 Key = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]

@@ -216,7 +216,7 @@ def test_versions_beyond_any_count_are_refused() -> None:
     world = mesh_of(4)
     member = world.nodes["n0"]
     root = member._intake.lattice.root
-    for incarnation, version in ((2**53 + 1, 1), (1, 2**60), (2**63, 2**63)):
+    for incarnation, version in ((2**62 + 1, 1), (1, 2**63), (2**64 - 1, 1)):
         member.heard(seal_entry(BROKEN, MESH, "rec", incarnation, version, b""))
     assert member._intake.lattice.root == root
 
