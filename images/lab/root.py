@@ -31,7 +31,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 SUITE = "forky"
-TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container"}
+# nft is for tests that drop packets.
+TOOLS = {"mmdebstrap": "mmdebstrap", "systemd-nspawn": "systemd-container", "nft": "nftables"}
 VENV = "/usr/lib/meshd"
 BACKEND = "/usr/lib/meshd-build"
 # The host's huge pages are not a container's to mount; nor should apt look for a network in a test.
@@ -221,7 +222,7 @@ def install_units(source: Path, tree: Path) -> None:
         inner = path.relative_to(source)
         if not path.is_file():
             continue
-        if inner.parts[0] in ("sysusers.d", "tmpfiles.d"):
+        if inner.parts[0] in ("sysctl.d", "sysusers.d", "tmpfiles.d"):
             target = tree / "usr/lib" / inner
         elif inner.parts[0] in ("system", "system-preset"):
             target = tree / "usr/lib/systemd" / inner

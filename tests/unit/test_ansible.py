@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "ansible"
 ROLE = FOLDER / "roles/mesh_node"
 KEYWORDS = {
     "name", "when", "register", "loop", "loop_control", "notify", "vars", "block", "delegate_to",
-    "become", "run_once", "changed_when", "failed_when", "check_mode",
+    "become", "no_log", "run_once", "changed_when", "failed_when", "check_mode",
 }  # fmt: skip
 
 
