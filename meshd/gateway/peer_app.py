@@ -36,7 +36,7 @@ def make_peer_app(
             # The handshake let it in, before its revocation was known; it is told nothing.
             if request.transport is not None:
                 request.transport.abort()
-            raise ConnectionResetError("not a member of the mesh any more")
+            return web.Response(status=403)  # to nobody
         return await handler(request)
 
     async def health(_: web.Request) -> web.Response:

@@ -18,7 +18,7 @@ from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.news import News
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.request_body import BadBodyError, model_of, with_model
-from meshd.gateway.routes import RoutingTable, Target
+from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.upstreams import Deadlines, Upstreams
@@ -119,6 +119,8 @@ class Relay:
                 needs=NEEDS.get(path, frozenset()),
                 here_only=exchange.hop,
             )
+            if isinstance(choice, Refused) and table.client and not tries.count:
+                choice = self._member(choice, table) or choice
             if isinstance(choice, Refused) or tries.count >= _MAX_ATTEMPTS:
                 route = choice.route
                 exchange.model = route.model if route else ""
@@ -128,10 +130,10 @@ class Relay:
                     table = self._watch.table or table
                     continue
                 raise self._refusal(choice, model, table, exchange, tries)
-            if model != choice.route.model:
-                model = choice.route.model
+            exchange.model = choice.route.model
+            if exchange.model and model != exchange.model:
+                model = exchange.model
                 body.data = with_model(body.data, model)
-            exchange.model = model
             tries.count += 1
             try:
                 return await self._attempt(request, path, choice, body, exchange, table)
@@ -180,6 +182,17 @@ class Relay:
             finally:
                 if answer is not None:
                     answer.close()
+
+    def _member(self, choice: Refused, table: RoutingTable) -> Chosen | None:
+        """For a client of the mesh a member has the last word, and counts who found nothing."""
+        if choice.reason not in (Refusal.UNKNOWN, Refusal.NOT_READY):
+            return None
+        for peer in table.peers:
+            target = Target(peer.node, "", True, 1, address=peer.address)
+            if target.key not in self._upstreams.suspects:
+                # An unknown name is nobody's: no metric gets a label of it.
+                return Chosen(choice.route or Route("", ModelState.WAITING), target)
+        return None
 
     async def _first(self, answer: aiohttp.ClientResponse, wait: Wait) -> bytes:
         """The first piece of a stream. Until it came, the client has got nothing.

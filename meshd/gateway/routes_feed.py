@@ -146,6 +146,8 @@ class RoutesFeed:
                         await self._news.after(seen)
                 except TimeoutError:
                     continue
+        except ConnectionError:
+            return response  # it left
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()

@@ -380,6 +380,25 @@ async def test_a_laptop_forwards_as_a_client_so_that_the_node_counts_and_routes(
         assert await b.metric(asked) == 1
 
 
+async def test_what_a_laptop_cannot_place_a_member_decides_and_counts(tmp_path: Path) -> None:
+    path = tmp_path / "e.sock"
+    async with engine(path, answering()), mesh(tmp_path, "a", "b") as (a, b):
+        # The laptop's table is older than b's.
+        await a.tell(table([], [b], model="m", state=ModelState.LOADING, client=True))
+        status, body, heads = await a.post({"model": "new"})
+        assert (status, code(body)) == (404, "model_not_found")
+        await b.tell(table([b.own(path)], [b], model="new"))
+        assert (await a.post({"model": "new"}))[0] == 200
+        await b.tell(table([], [b], model="m", state=ModelState.LOADING))
+        status, body, heads = await a.post({"model": "m"})
+        assert (status, code(body)) == (503, "model_loading")
+        assert int(heads["Retry-After"]) > 0
+        missed = f'meshd_gateway_requests_total{{code="503",endpoint="{CHAT}",model="m"}}'
+        assert await b.metric(missed) == 1
+        async with a.running.http.get(a.running.base + "/metrics") as answer:
+            assert 'model="new"' not in await answer.text()
+
+
 async def test_without_a_certificate_nothing_is_sent(tmp_path: Path) -> None:
     path = tmp_path / "e.sock"
     async with engine(path, answering()) as far, mesh(tmp_path, "a", "b") as (a, b):
