@@ -36,7 +36,7 @@ _STEP_S = 1.0
 _SETTLED_S = 0.7
 _SETTLED_LATEST_S = 3.0
 _HANDOVER_S = 0.5
-_PORT_S = 1.0
+_PORT_S = 4.0
 _EXPECT_AFTER_S = 5.0
 _ROUTES_S = {False: 0.1, True: 0.3}
 _KEEP_TOKENS_S = 2.5
@@ -65,6 +65,9 @@ class Surroundings(Protocol):
 
     @property
     def hearing(self) -> Hearing: ...
+
+    @property
+    def problem_changed(self) -> Callable[[], None]: ...
 
     @property
     def role_changed(self) -> Callable[[], None]: ...
@@ -216,7 +219,8 @@ class Attachment:
         links = {link.node for link in bus.links()}
         if links:
             self._linked_at = now
-            self.problem = ""
+        if links or bus.core:
+            self._set_problem("")
         if await self._obey_revocations(bus, links, now):
             return
         if bus.core:
@@ -237,7 +241,7 @@ class Attachment:
                 return
             self._reopen_wanted = False
         if not links:
-            self.problem = "no core of the mesh answers"
+            self._set_problem("no core of the mesh answers")
             wait_s = cores.orphan_wait_s(self._node, self._around.nodes())
             if alone_s >= wait_s and self._settings.core is not Core.NEVER:
                 _log.info("no core left, becoming one", alone_s=round(alone_s, 1))
@@ -331,7 +335,7 @@ class Attachment:
             candidates, enough=sum(one.core for one in candidates), timeout_s=OPEN_S
         )
         usable = self._usable((*new, *reached))
-        if usable:
+        if usable and self.bus is not None and self.bus.links():
             with contextlib.suppress(BusError):
                 await self._open_client(usable, passing=True)
         if self.core:
@@ -352,10 +356,15 @@ class Attachment:
         # Cores that did not answer: they may come back, and then we find each other. Nobody by
         # two addresses: Zenoh would try the second one for ever.
         answered = [one.candidate for one in reached]
+        nodes = self._around.nodes()
+        # In a small mesh the others are about to be cores, if they are not yet.
+        soon = {node.id for node in nodes if node.eligible} if len(nodes) <= cores.WANTED else set()
         silent = [
             one
             for one in candidates
-            if one.core and one not in answered and one.node not in _ids(usable)
+            if (one.core or one.node in soon)
+            and one not in answered
+            and one.node not in _ids(usable)
         ]
         places = [one.addresses[0] for one in silent]
         connect = [one.endpoint for one in usable]
@@ -440,7 +449,12 @@ class Attachment:
     def _fail(self, why: str) -> None:
         if why != self.problem:
             _log.warning("the mesh is not reached", reason=why)
-        self.problem = why
+        self._set_problem(why)
+
+    def _set_problem(self, problem: str) -> None:
+        changed, self.problem = problem != self.problem, problem
+        if changed:
+            self._around.problem_changed()
 
 
 def _ids(reached: Sequence[Reached]) -> set[str]:

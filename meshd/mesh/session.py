@@ -115,7 +115,11 @@ class MeshSession:
             self._settings,
             self._tls,
             _Around(
-                self._member, self._where, Hearing(self._member, self._moved), self._role_changed
+                self._member,
+                self._where,
+                Hearing(self._member, self._moved),
+                self._role_changed,
+                self._on_change,
             ),
             seed=await self._where.seed(),
             lan=self._lan,
@@ -166,6 +170,10 @@ class MeshSession:
             )
         )
         self._moved()
+
+    def renewed(self) -> None:
+        """The certificate in the TLS folder is a new one: open the next session with it now."""
+        self._attachment.reopen()
 
     def publish_demand(self, data: bytes) -> None:
         """:raises ValueError: it is too long."""
@@ -302,9 +310,11 @@ class _Around:
         where: Whereabouts,
         hearing: Hearing,
         role_changed: Callable[[], None],
+        problem_changed: Callable[[], None],
     ) -> None:
         self._member, self._where = member, where
-        self.hearing, self.role_changed = hearing, role_changed
+        self.hearing = hearing
+        self.role_changed, self.problem_changed = role_changed, problem_changed
         self._ids: frozenset[str] = frozenset()
         self._since_s = time.monotonic()
 
