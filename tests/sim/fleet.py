@@ -14,6 +14,7 @@ GIB = 1024**3
 _GPUS_GIB = (12, 16, 24, 24, 24, 32, 48, 80)
 _SIZES_GIB = (1, 2, 4, 5, 5, 8, 8, 14, 20, 40)
 _CORES_MAX = 9
+_NAMED_MAX = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def make_fleet(seed: int, nodes: int, models: int, *, named: float = 0.6) -> Fle
     cores = nodes if nodes <= 5 else min(_CORES_MAX, 5 + nodes // 250)
     names = list(zoo)
     holders = _spread(names, nodes, chance)
-    naming = _spread(names, nodes, chance, copies=min(3, nodes))
+    # One configuration for all, as Ansible makes it; in a large mesh each has a part of it.
+    naming = _spread(names, nodes, chance, copies=max(3, nodes * _NAMED_MAX // max(models, 1)))
     return Fleet(
         tuple(
             _machine(

@@ -91,6 +91,10 @@ class Network:
         station = self.stations[node]
         station.frozen = False
         if station.core:
+            for client in list(station.clients.values()):
+                if client.home != node or not client.awake:
+                    del station.clients[client.id]
+                    self._undeclare(station, client.id)
             self._review(station)
         elif not station.home:
             self._seek(station, self._draw(self.faults.reopen_s))
@@ -324,7 +328,8 @@ class Network:
                 continue
             home = self.stations[source]
             for node in (source, *home.clients):
-                if core.known.get(node) == source:
+                at_home = self.stations[node].home == source
+                if core.known.get(node) == source or (node in core.known and not at_home):
                     continue
                 if node not in core.known and self.random.random() < self.faults.missed_token:
                     self.trace.note(self.clock.now_s, "missed", core.id, node)

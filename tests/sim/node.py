@@ -221,7 +221,7 @@ class SimNode:
 
     def rates(self) -> dict[str, float]:
         """Requests a minute by model, as this node reckons."""
-        return dict(self._weigh().rates)
+        return dict(self._weigh().exact)
 
     def _weigh(self) -> Heat:
         if self.member is None:

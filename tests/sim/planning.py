@@ -24,18 +24,21 @@ HeatKey = tuple[tuple[str, int], ...]
 class Heat:
     """:ivar rates: requests a minute by model, in steps of 1.2 times, which are the ``key``.
 
+    :ivar exact: before they were rounded.
+
     Origins publish what moved by a fifth: a finer reckoning is noise, and shares no work.
     """
 
     rates: Mapping[str, float]
     key: HeatKey
+    exact: Mapping[str, float]
 
 
 def heat_of(found: Mapping[str, float]) -> Heat:
     key = tuple(
         (model, round(math.log(rate) / _RATE_STEP)) for model, rate in found.items() if rate > 0
     )
-    return Heat({model: math.exp(step * _RATE_STEP) for model, step in key}, key)
+    return Heat({model: math.exp(step * _RATE_STEP) for model, step in key}, key, found)
 
 
 COLD = heat_of({})
