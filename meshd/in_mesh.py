@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from meshd.mesh.addresses import told_addresses
 from meshd.mesh.credentials import Credentials, credentials, write_tls
 from meshd.mesh.demand import DemandCounter, rates, total
 from meshd.mesh.member_line import MemberLine
-from meshd.mesh.record import Stage
+from meshd.mesh.record import DoctorSummary, Stage
 from meshd.mesh.record_codec import BadRecordError
 from meshd.mesh.session import MeshSession
 from meshd.mesh.view import MeshView, Status
@@ -40,6 +39,8 @@ _log = structlog.get_logger(__name__)
 _CLAIM_WINDOW_S = {Preset.LAN: 0.4, Preset.WAN: 1.5}
 # Of an engine that is restarted after an upgrade, say: its node comes back.
 RESTART_S = 45.0
+_DOCTOR_FIRST_S = 30.0
+_DOCTOR_EVERY_S = 1800.0
 # So long after joining, what is heard may not be all; longer where nobody was heard of who should.
 _EARLY_S = 2.0
 _ALONE_EARLY_S = 6.0
@@ -58,6 +59,7 @@ class _Joined:
     session: MeshSession
     prober: Prober
     probing: asyncio.Task[None]
+    rounds: asyncio.Task[None]
     since_s: float
     certificate_checked_s: float
 
@@ -68,6 +70,7 @@ class InMesh:
     :param wake: called when the brain should look again.
     :param restarting: whether this process ends while its engines go on: others then wait a while
         before they replace them.
+    :param examine: what the doctor finds on this node; blocking.
     """
 
     def __init__(
@@ -76,11 +79,13 @@ class InMesh:
         wake: Callable[[], None],
         *,
         restarting: Callable[[], Awaitable[bool]],
+        examine: Callable[[], DoctorSummary],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
         self._wake = wake
         self._restarting = restarting
+        self._examine = examine
         self._clock = clock
         self._deeds = Deeds(clock)
         self._demand_settings = DemandSettings()
@@ -89,7 +94,7 @@ class InMesh:
         self._problem = ""
         self._present: tuple[tuple[str, Status], ...] = ()
         self._calm_since_s = clock()
-        self._last: Proposal | None = None
+        self._doctor: DoctorSummary | None = None
 
     # -- joining --------------------------------------------------------------------------------
 
@@ -143,6 +148,7 @@ class InMesh:
             session=session,
             prober=prober,
             probing=asyncio.create_task(prober.run(), name="rtt"),
+            rounds=asyncio.create_task(self._doctors_rounds(), name="doctor"),
             since_s=self._clock(),
             certificate_checked_s=self._clock(),
         )
@@ -163,9 +169,9 @@ class InMesh:
         joined, self._joined = self._joined, None
         if joined is None:
             return
-        joined.probing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await joined.probing
+        for task in (joined.probing, joined.rounds):
+            task.cancel()
+        await asyncio.gather(joined.probing, joined.rounds, return_exceptions=True)
         await joined.session.close(back_in_s)
 
     async def close(self) -> None:
@@ -204,6 +210,7 @@ class InMesh:
                 core=session.core,
                 load=self._deeds.load(),
                 rtt=joined.prober.records(),
+                doctor=self._doctor,
             ),
             before=own.record if own else None,
             window_s=_CLAIM_WINDOW_S[joined.settings.preset],
@@ -211,7 +218,6 @@ class InMesh:
         )
 
     def took(self, proposal: Proposal) -> None:
-        self._last = proposal
         joined, share = self._joined, proposal.share
         if joined is None or share is None:
             return
@@ -300,6 +306,14 @@ class InMesh:
             if present != self._present:
                 self._present, self._calm_since_s = present, self._clock()
         self._wake()
+
+    async def _doctors_rounds(self) -> None:
+        while True:
+            await asyncio.sleep(_DOCTOR_FIRST_S if self._doctor is None else _DOCTOR_EVERY_S)
+            try:
+                self._doctor = await asyncio.to_thread(self._examine)
+            except (UserError, OSError) as error:
+                _log.warning("the doctor could not look", error=str(error))
 
     def _early(self, joined: _Joined) -> bool:
         there_s = self._clock() - joined.since_s

@@ -10,6 +10,7 @@ from meshd.deeds import EngineNow
 from meshd.gateway.traffic import TrafficReport
 from meshd.in_mesh import InMesh
 from meshd.mesh.member_line import MemberLine
+from meshd.mesh.record import DoctorSummary
 from meshd.mesh_port import Mesh
 from meshd.mesh_routes import Ways
 from meshd.mesh_share import Around
@@ -22,9 +23,13 @@ class MeshByRole:
     """The `mesh_port.Mesh` that a node has. Parameters as of `InMesh`."""
 
     def __init__(
-        self, paths: Paths, wake: Callable[[], None], restarting: Callable[[], Awaitable[bool]]
+        self,
+        paths: Paths,
+        wake: Callable[[], None],
+        restarting: Callable[[], Awaitable[bool]],
+        examine: Callable[[], DoctorSummary],
     ) -> None:
-        self._member = InMesh(paths, wake, restarting=restarting)
+        self._member = InMesh(paths, wake, restarting=restarting, examine=examine)
         self._client = AsClient(paths, wake)
         self._now: Mesh = self._member
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from meshd.config.load import Loaded
 from meshd.console.server import ConsoleServer
 from meshd.control import ControlServer
+from meshd.doctor.run import summary
 from meshd.errors import UserError
 from meshd.gateway.child import GatewayChild
 from meshd.mesh_by_role import MeshByRole
@@ -81,7 +82,7 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     lock = _prepare(paths)
     applier, gateway, restarting = _hands(paths, systemd=systemd)
     woken: list[Callable[[], None]] = []
-    mesh = MeshByRole(paths, lambda: _each(woken), restarting)
+    mesh = MeshByRole(paths, lambda: _each(woken), restarting, lambda: summary(paths))
     doors = _Doors(paths, gateway=gateway)
     supervisor = Supervisor(
         paths,

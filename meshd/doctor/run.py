@@ -11,10 +11,11 @@ from meshd.config.settings import Config
 from meshd.control import ControlClient
 from meshd.doctor import checks, systemctl
 from meshd.doctor.evidence import Evidence
-from meshd.doctor.issue import Issue, in_order
+from meshd.doctor.issue import Issue, Severity, in_order
 from meshd.doctor.listeners import read_listeners
 from meshd.doctor.surroundings import read_disks, read_folders, read_kernel
 from meshd.errors import UserError
+from meshd.mesh.record import DoctorSummary
 from meshd.observe import NodeObserver
 from meshd.paths import Paths
 from meshd.pipeline import Observation, propose
@@ -28,6 +29,19 @@ _OBSERVE_DEADLINE_S = 60.0
 def examine(evidence: Evidence) -> tuple[Issue, ...]:
     """Everything that is wrong, errors first."""
     return in_order([issue for check in checks.ALL for issue in check(evidence)])
+
+
+def summary(paths: Paths) -> DoctorSummary:
+    """How this node is, as the other nodes shall know it. Blocking."""
+    issues = examine(gather(paths))
+    failures = [issue for issue in issues if issue.severity is Severity.ERROR]
+    warnings = [issue for issue in issues if issue.severity is Severity.WARNING]
+    return DoctorSummary(
+        passed=len(checks.ALL) - len({issue.id for issue in issues}),
+        warnings=len(warnings),
+        failures=len(failures),
+        worst=next((issue.summary[:200] for issue in (*failures, *warnings)), ""),
+    )
 
 
 def gather(paths: Paths) -> Evidence:

@@ -104,7 +104,7 @@ class Offer:
 
 
 class Stage(StrEnum):
-    """How far an assignment has come. CLAIMED: about to start, unless somebody has a better claim."""
+    """How far an assignment has come. CLAIMED: about to start, unless another claim is better."""
 
     CLAIMED = "claimed"
     LOADING = "loading"

@@ -33,12 +33,15 @@ class MemberView:
 class MeshView:
     """:ivar members: alive and suspect ones that have a record, ourselves among them, by id.
 
+    :ivar dead: records of those that are dead and not yet forgotten, by id: what their
+        configurations asked of the mesh is asked still.
     :ivar digest: equal for equal members: what is computed from them may be remembered by it.
     """
 
     me: str
     members: tuple[MemberView, ...] = ()
     digest: int = 0
+    dead: tuple[NodeRecord, ...] = ()
 
     def member(self, node: str) -> MemberView | None:
         return next((member for member in self.members if member.id == node), None)

@@ -21,6 +21,7 @@ class ViewCache:
         self._decode = decode
         self._touched: set[str] = set()
         self._members: dict[str, MemberView] = {}
+        self._dead: dict[str, NodeRecord] = {}
         self._marks: dict[str, int] = {}
         self._raw: dict[str, bytes] = {}
         self._digest = 0
@@ -42,26 +43,31 @@ class ViewCache:
             self._touched.clear()
             if self._digest != before:
                 ordered = tuple(map(self._members.__getitem__, sorted(self._members)))
-                self._view = MeshView(self._intake.me, ordered, self._digest)
+                dead = tuple(map(self._dead.__getitem__, sorted(self._dead)))
+                self._view = MeshView(self._intake.me, ordered, self._digest, dead)
         return self._view
 
     def _renew(self, node: str) -> None:
         self._digest ^= self._marks.pop(node, 0)
         old = self._members.pop(node, None)
-        found = self._member(node, old)
+        buried = self._dead.pop(node, None)
+        found = self._member(node, old.record if old else buried)
         if found is None:
             self._raw.pop(node, None)
             return
         member, version = found
-        self._members[node] = member
+        if member.status is Status.DEAD:
+            self._dead[node] = member.record
+        else:
+            self._members[node] = member
         mark = mark_of(
             node.encode(), b"%d %d %s" % (member.incarnation, version, member.status.encode())
         )
         self._marks[node] = mark
         self._digest ^= mark
 
-    def _member(self, node: str, old: MemberView | None) -> tuple[MemberView, int] | None:
-        """None for a node that is gone, or whose record nobody can read."""
+    def _member(self, node: str, old: NodeRecord | None) -> tuple[MemberView, int] | None:
+        """None for a node that has left, or whose record nobody can read."""
         intake = self._intake
         standing = intake.standing(node)
         slot = intake.lattice.get(node, "rec")
@@ -69,13 +75,15 @@ class ViewCache:
             return None
         if node == intake.me:
             incarnation, status = intake.incarnation, Status.ALIVE
+        elif standing.status is Status.DEAD:
+            incarnation, status = standing.incarnation, Status.DEAD
         elif standing.status is not Status.ALIVE:
             return None
         else:
             incarnation = standing.incarnation
             status = Status.SUSPECT if self._absences.suspects(node) else Status.ALIVE
         if old is not None and self._raw.get(node) is slot.raw:
-            return MemberView(node, incarnation, status, old.record), slot.version
+            return MemberView(node, incarnation, status, old), slot.version
         try:
             record = self._decode(slot.payload, node)
         except BadRecordError:

@@ -70,11 +70,12 @@ class _Sum:
 def wanted(view: MeshView) -> tuple[Wanted, ...]:
     """One entry a model, in the order in which configurations name them, then by name.
 
-    Suspect nodes' wishes count: a node that is missed for a moment has not changed its mind.
+    Suspect and dead nodes' wishes count: who is missed has not changed its mind, and what only its
+    configuration named is what the others have to take over. Who left took its wishes along.
     """
     sums: dict[str, _Sum] = {}
-    for member in sorted(view.members, key=lambda member: member.id):
-        record = member.record
+    records = (*(member.record for member in view.members), *view.dead)
+    for record in sorted(records, key=lambda record: record.id):
         for order, wish in enumerate(record.wishes):
             known = sums.get(wish.model)
             if known is None:
