@@ -125,7 +125,10 @@ class TrafficCount:
             return None
         if model in self._known:
             return self._known[model]
-        if not known and model in self._unknown:
+        if model in self._unknown:
+            if known and len(self._known) < _MAX_KNOWN:
+                self._known[model] = self._unknown.pop(model)
+                return self._known[model]
             return self._unknown[model]
         counted, most = (self._known, _MAX_KNOWN) if known else (self._unknown, MAX_UNKNOWN)
         if len(counted) >= most:

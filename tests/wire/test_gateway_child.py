@@ -11,6 +11,7 @@ import pytest
 from meshd.errors import UserError
 from meshd.gateway.child import GatewayChild
 from meshd.paths import under
+from tests.wire.gateway_harness import until
 
 
 async def said(child: GatewayChild, address: str) -> str:
@@ -41,9 +42,18 @@ async def test_a_port_that_is_taken_is_said_and_healed(tmp_path: Path) -> None:
             address = f"127.0.0.1:{port}"
             assert address in await until_said(child, address, trouble=True)
         await until_said(child, address, trouble=False)
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.close()
-        await writer.wait_closed()
+
+        # It lives; on a busy machine it may yet need a moment before it listens.
+        async def answers() -> bool:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return False
+            writer.close()
+            await writer.wait_closed()
+            return True
+
+        await until(answers, 30, pause_s=0.05)
     finally:
         await child.close()
 
