@@ -1,0 +1,1 @@
+"""What membership costs and how quick it is: meshd's session beside Serf's agent, one run."""
