@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 
-from meshd.config.settings import Config, DemandSettings, MeshSettings, Preset, Role
+from meshd.config.settings import Config, DemandSettings, Preset, Role
 from meshd.deeds import Deeds, EngineNow
 from meshd.errors import UserError
 from meshd.gateway.traffic import TrafficReport
-from meshd.mesh.addresses import told_addresses
-from meshd.mesh.credentials import Credentials, credentials, write_tls
+from meshd.joined import Joined, join
 from meshd.mesh.demand import DemandCounter, rates, total
 from meshd.mesh.member_line import MemberLine
 from meshd.mesh.record import DoctorSummary, Stage
@@ -27,41 +23,22 @@ from meshd.mesh_port import alone
 from meshd.mesh_routes import PATIENCE_MS, Ways
 from meshd.mesh_share import Around
 from meshd.mesh_status import member_lines
-from meshd.own_record import Moving, Self
+from meshd.own_record import Moving
 from meshd.paths import Paths
 from meshd.pipeline import Proposal, Sought
 from meshd.planner.wishes import wanted
-from meshd.rtt.prober import Prober
 from meshd.status import MeshStatus
 
 _log = structlog.get_logger(__name__)
 
 _CLAIM_WINDOW_S = {Preset.LAN: 0.4, Preset.WAN: 1.5}
-# Of an engine that is restarted after an upgrade, say: its node comes back.
+# Of a meshd that is restarted after an upgrade, say: its engines go on.
 RESTART_S = 45.0
-_DOCTOR_FIRST_S = 30.0
-_DOCTOR_EVERY_S = 1800.0
+# Of a node whose mesh.* changed.
+_REJOIN_S = 10.0
 # So long after joining, what is heard may not be all; longer where nobody was heard of who should.
 _EARLY_S = 2.0
 _ALONE_EARLY_S = 6.0
-# Certificates last a year, and a day is enough to see that one nears its end.
-_CERTIFICATE_CHECK_S = 86_400.0
-
-
-@dataclass(slots=True)
-class _Joined:
-    """A mesh that this node takes part in."""
-
-    settings: MeshSettings
-    lan: bool
-    self: Self
-    credentials: Credentials
-    session: MeshSession
-    prober: Prober
-    probing: asyncio.Task[None]
-    rounds: asyncio.Task[None]
-    since_s: float
-    certificate_checked_s: float
 
 
 class InMesh:
@@ -90,7 +67,7 @@ class InMesh:
         self._deeds = Deeds(clock)
         self._demand_settings = DemandSettings()
         self._demand = DemandCounter(now=clock())
-        self._joined: _Joined | None = None
+        self._joined: Joined | None = None
         self._problem = ""
         self._present: tuple[tuple[str, Status], ...] = ()
         self._calm_since_s = clock()
@@ -102,81 +79,40 @@ class InMesh:
         if config.demand != self._demand_settings:
             self._demand_settings = config.demand
             self._demand = DemandCounter(config.demand.half_life_s, now=self._clock())
+        serves = config.node.role is not Role.CLIENT
         joined = self._joined
         if joined is not None:
-            same = (joined.settings, joined.lan) == (config.mesh, config.discovery.lan)
-            if same and config.node.role is not Role.CLIENT:
-                await self._renew(joined)
+            if serves and joined.suits(config):
+                await joined.renew(self._paths.tls, self._clock())
                 return
-            await self._part(back_in_s=None)
-        if config.node.role is Role.CLIENT:
-            return
-        try:
-            await self._join(config)
-            self._problem = ""
-        except UserError as error:
-            if str(error) != self._problem:
-                _log.error("not in the mesh", error=str(error))
-            self._problem = str(error)
+            self._joined = None
+            await joined.part(back_in_s=_REJOIN_S if serves else None)
+        problem = ""
+        if serves:
+            try:
+                self._joined = await self._join(config)
+            except UserError as error:
+                problem = str(error)
+            if self._joined is not None:
+                self._deeds.forget_claims()
+        if problem and problem != self._problem:
+            _log.error("not in the mesh", error=problem)
+        self._problem = problem
 
-    async def _join(self, config: Config) -> None:
-        settings = config.mesh
-        held = await asyncio.to_thread(
-            credentials, self._paths.state, Path(settings.secret), settings.name
-        )
-        if held is None:
-            return
-        tls = self._paths.tls
-        await asyncio.to_thread(write_tls, held, tls, datetime.now(UTC))
-        addresses = await asyncio.to_thread(told_addresses, settings)
-        session = MeshSession(
-            held,
-            settings,
-            self._paths.state,
-            tls,
-            lan=config.discovery.lan,
+    async def _join(self, config: Config) -> Joined | None:
+        return await join(
+            config,
+            self._paths,
             on_change=self._changed,
+            wake=self._wake,
+            examine=self._look,
+            now_s=self._clock(),
         )
-        await session.start()
-        prober = Prober(held.node_id, on_change=self._wake, clock=self._clock)
-        self._deeds.forget_claims()
-        self._joined = _Joined(
-            settings=settings,
-            lan=config.discovery.lan,
-            self=Self(held.node_id, addresses),
-            credentials=held,
-            session=session,
-            prober=prober,
-            probing=asyncio.create_task(prober.run(), name="rtt"),
-            rounds=asyncio.create_task(self._doctors_rounds(), name="doctor"),
-            since_s=self._clock(),
-            certificate_checked_s=self._clock(),
-        )
-        _log.info("in the mesh", mesh=held.mesh_id, node=held.node_id, addresses=addresses)
-
-    async def _renew(self, joined: _Joined) -> None:
-        if self._clock() - joined.certificate_checked_s < _CERTIFICATE_CHECK_S:
-            return
-        joined.certificate_checked_s = self._clock()
-        try:
-            await asyncio.to_thread(
-                write_tls, joined.credentials, self._paths.tls, datetime.now(UTC)
-            )
-        except UserError as error:
-            _log.error("the certificate is not renewed", error=str(error))
-
-    async def _part(self, *, back_in_s: float | None) -> None:
-        joined, self._joined = self._joined, None
-        if joined is None:
-            return
-        for task in (joined.probing, joined.rounds):
-            task.cancel()
-        await asyncio.gather(joined.probing, joined.rounds, return_exceptions=True)
-        await joined.session.close(back_in_s)
 
     async def close(self) -> None:
-        if self._joined is not None:
-            await self._part(back_in_s=RESTART_S if await self._restarting() else None)
+        joined, self._joined = self._joined, None
+        if joined is not None:
+            await joined.part(back_in_s=RESTART_S if await self._restarting() else None)
 
     # -- what a pass asks -----------------------------------------------------------------------
 
@@ -197,9 +133,9 @@ class InMesh:
         if joined is None:
             return None
         session = joined.session
-        own = joined.session.view().member(joined.self.id)
+        own = joined.session.view().member(joined.own.id)
         return Around(
-            self=joined.self,
+            self=joined.own,
             view=session.view(),
             demand=self._rates(session),
             calm_s=self._clock() - self._calm_since_s,
@@ -232,7 +168,7 @@ class InMesh:
         peers = {
             member.id: member.record.addresses
             for member in share.view.members
-            if member.id != joined.self.id
+            if member.id != joined.own.id
         }
         serving = frozenset(
             member.id
@@ -268,7 +204,7 @@ class InMesh:
         suspect = sum(member.status is Status.SUSPECT for member in members)
         return MeshStatus(
             id=joined.credentials.mesh_id,
-            node=joined.self.id,
+            node=joined.own.id,
             nodes=len(members) - suspect,
             suspect=suspect,
             core=joined.session.core,
@@ -307,15 +243,10 @@ class InMesh:
                 self._present, self._calm_since_s = present, self._clock()
         self._wake()
 
-    async def _doctors_rounds(self) -> None:
-        while True:
-            await asyncio.sleep(_DOCTOR_FIRST_S if self._doctor is None else _DOCTOR_EVERY_S)
-            try:
-                self._doctor = await asyncio.to_thread(self._examine)
-            except (UserError, OSError) as error:
-                _log.warning("the doctor could not look", error=str(error))
+    async def _look(self) -> None:
+        self._doctor = await asyncio.to_thread(self._examine)
 
-    def _early(self, joined: _Joined) -> bool:
+    def _early(self, joined: Joined) -> bool:
         there_s = self._clock() - joined.since_s
         expected = bool(joined.settings.peers) or joined.lan
         lonely = len(joined.session.view().members) <= 1 and expected

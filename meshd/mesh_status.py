@@ -111,9 +111,10 @@ def _status(placement: Placement, view: MeshView) -> ModelStatus:
         restarts=0,
         context=best.context if best else 0,
         slots=sum(one.slots for _, one in found if one.stage is Stage.READY),
-        memory_bytes=sum(use.size_bytes for use in best.memory) if best else 0,
+        memory_bytes=0,
         detail=detail,
         reasons=tuple(reason.text for reason in placement.blockers),
+        idle=idle,
         standing=idle
         or (bool(placement.blockers) and {r.code for r in placement.blockers} <= STANDING),
         nodes=tuple(member.record.name or member.id for member, _ in found),

@@ -250,7 +250,8 @@ def node_status(
     return NodeStatus(
         node=proposal.node.name,
         role=config.node.role,
-        sentence=sentence(models, degraded),
+        # Whether others can be reached says nothing of this node's configuration.
+        sentence=sentence(models, (*degraded, mesh.problem) if mesh and mesh.problem else degraded),
         degraded=degraded,
         generation=generation,
         engine=proposal.engine,

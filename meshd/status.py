@@ -23,6 +23,7 @@ class ModelStatus:
     :ivar standing: it waits for what is as the configuration means it or the machine is, not for
         something that was mistaken or is missing.
     :ivar nodes: names of the other nodes that serve it or are about to.
+    :ivar idle: nobody asks for it, and it is loaded only when somebody does.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelStatus:
     reasons: tuple[str, ...] = ()
     standing: bool = False
     nodes: tuple[str, ...] = ()
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,9 @@ class NodeStatus:
 
     @property
     def healthy(self) -> bool:
-        return not self.degraded and all(m.state is ModelState.READY for m in self.models)
+        reached = self.mesh is None or not self.mesh.problem
+        served = all(m.state is ModelState.READY or m.idle for m in self.models)
+        return reached and served and not self.degraded
 
     @property
     def good(self) -> bool:

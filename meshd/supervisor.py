@@ -327,8 +327,7 @@ class Supervisor:
 
     def _troubles(self) -> tuple[str, ...]:
         config = self._config
-        mesh = self._mesh.status()
-        doors = (self._door_error, self._publisher.table_error, mesh.problem if mesh else "")
+        doors = (self._door_error, self._publisher.table_error)
         return (config.fallback, config.rejected, self._blind, *doors, *self._apply_errors)
 
     def _publish(self, loaded: Loaded, proposal: Proposal) -> None:

@@ -66,9 +66,10 @@ def _model(model: ModelStatus) -> str:
 
     if model.strategy == "wait":
         return f"{model.name}: {model.state}"
-    shape = f"context {model.context} x {model.slots} slots, {size(model.memory_bytes)}"
+    shape = f"context {model.context} x {model.slots} slots"
     if model.strategy == "elsewhere":
         return f"{model.name}: {model.state} on {', '.join(model.nodes)}, {shape}"
+    shape += f", {size(model.memory_bytes)}"
     restarts = f", {model.restarts} restarts" if model.restarts else ""
     others = f", also on {', '.join(model.nodes)}" if model.nodes else ""
     return f"{model.name}: {model.state}, {model.strategy}, {shape}{restarts}{others}"
