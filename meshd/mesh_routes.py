@@ -55,7 +55,14 @@ def with_mesh(table: RoutingTable, mine: Share | None, ways: Ways) -> RoutingTab
     A route keeps the targets that it has; targets elsewhere are added to it, and models that run
     only elsewhere, or nowhere, get routes of their own.
     """
-    table = replace(table, mesh=ways.mesh, tls=ways.tls, revoked=ways.revoked)
+    table = replace(
+        table,
+        mesh=ways.mesh,
+        tls=ways.tls,
+        revoked=ways.revoked,
+        patience_ms=ways.patience_ms,
+        client=ways.followed is not None,
+    )
     if ways.followed is not None:
         return replace(table, routes=ways.followed.routes, peers=ways.followed.peers)
     if mine is None:
