@@ -38,6 +38,7 @@ _SETTLED_LATEST_S = 3.0
 _HANDOVER_S = 0.5
 _PORT_S = 4.0
 _EXPECT_AFTER_S = 5.0
+_REHOME_S = 60.0
 _ROUTES_S = {False: 0.1, True: 0.3}
 _KEEP_TOKENS_S = 2.5
 _ALONE_S = 5.0
@@ -107,6 +108,7 @@ class Attachment:
         self._session_at = time.monotonic()
         self._search_at, self._search_s = 0.0, _SEARCH_FIRST_S
         self._reopen_wanted = False
+        self._rehome_at = 0.0
         self._revoked_done: frozenset[str] = frozenset()
         self._revoke_at: float | None = None
         self._first_role = True
@@ -233,6 +235,8 @@ class Attachment:
         if links and not self._reopen_wanted:
             if self._may_change(now) and self._should_be_core():
                 await self._become_core()
+            elif now >= self._rehome_at:
+                await self._rehome()
             return
         if self._reopen_wanted or alone_s >= _STEP_S:
             reached = await self._find(enough=1, timeout_s=OPEN_S)
@@ -246,6 +250,17 @@ class Attachment:
             if alone_s >= wait_s and self._settings.core is not Core.NEVER:
                 _log.info("no core left, becoming one", alone_s=round(alone_s, 1))
                 await self._become_core()
+
+    async def _rehome(self) -> None:
+        """Know all cores, so that the loss of one costs a moment, and spread over them."""
+        self._rehome_at = time.monotonic() + _REHOME_S * random.uniform(0.5, 1.0)  # noqa: S311
+        bus = self.bus
+        known = sum(node.core for node in self._around.nodes())
+        if bus is None or len(bus.plan.connect) >= min(known, cores.WANTED):
+            return
+        reached = await self._find(enough=known, timeout_s=OPEN_S)
+        if len(reached) > len(bus.plan.connect):
+            await self._open_client(reached)
 
     async def _step_core(self, links: set[str], now: float) -> None:
         nodes = self._around.nodes()
@@ -358,7 +373,9 @@ class Attachment:
         answered = [one.candidate for one in reached]
         nodes = self._around.nodes()
         # In a small mesh the others are about to be cores, if they are not yet.
-        soon = {node.id for node in nodes if node.eligible} if len(nodes) <= cores.WANTED else set()
+        # One of two dials, that they have one link and not two.
+        small = len(nodes) <= cores.WANTED
+        soon = {node.id for node in nodes if small and node.eligible and node.id < self._node}
         silent = [
             one
             for one in candidates
@@ -403,6 +420,9 @@ class Attachment:
         now = time.monotonic()
         if old is None:
             self._opened_at = now
+        if not core:
+            # When cores have settled.
+            self._rehome_at = now + random.uniform(5.0, 10.0)  # noqa: S311
         self._linked_at = self._session_at = now
         if core != was_core and not passing:
             self._first_role = self._first_role and old is None

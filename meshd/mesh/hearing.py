@@ -76,6 +76,9 @@ class Hearing:
 
     def token(self, ear: Ear, node: str, *, up: bool) -> None:
         changes = self._board.token(ear, node, up=up)
+        if not up and node not in self._board.up:
+            # Also when it went while we were cut off, so that the board knows nothing of it.
+            changes = [(node, False)]
         if self._ears:
             self._tell(changes)
 

@@ -42,6 +42,7 @@ class Inbox:
         self._tokens = 0
         self._moved: set[str] = set()
         self._said: set[str] = set()
+        self._before: set[str] = set()
         self._missing: dict[str, asyncio.TimerHandle] = {}
         self.dropped = 0
 
@@ -99,17 +100,22 @@ class Inbox:
         for timer in self._missing.values():
             timer.cancel()
         self._missing.clear()
-        self._said.clear()
+        self._before, self._said = self._said, set()
 
-    def back(self) -> None:
-        """There is a link again, and in a moment the tokens that are still there."""
+    def back(self, lost: frozenset[str]) -> None:
+        """There is a link again, and in a moment the tokens that are still there.
+
+        :param lost: who was at the other end of the link that broke, and is at none now.
+        """
         self._cut = False
         with self._lock:
             up = set(self._sessions)
         for node in up:
             self._here(node)
+        self._said |= self._before
+        self._before = set()
         for node in self._said - up:
-            self._miss(node, RETURN_WITHIN_S)
+            self._miss(node, 0.0 if node in lost else RETURN_WITHIN_S)
 
     def close(self) -> None:
         """Nothing reaches the listener after this. Call it in the loop's thread."""

@@ -36,7 +36,7 @@ from meshd.mesh.whereabouts import Whereabouts
 
 _log = structlog.get_logger(__name__)
 
-_UNANSWERED_MOST = 2
+_UNANSWERED_MOST = 3
 _REOPEN_PAUSE_S = 10.0
 _REOPEN_PAUSE_MOST_S = 120.0
 _TICK_MOST_S = 5.0

@@ -68,6 +68,7 @@ class ZenohBus:
         self._loop = asyncio.get_running_loop()
         self._linked = asyncio.Event()
         self._cut = self._given_up = False
+        self._nodes: frozenset[str] = frozenset()
         self._cut_timer: asyncio.TimerHandle | None = None
         self.stranger = ""
         self._declared.append(
@@ -241,8 +242,10 @@ class ZenohBus:
             threading.Thread(target=self._session.close, daemon=True).start()
 
     def _links_moved(self) -> None:
-        linked = bool(self.links())
+        nodes = frozenset(link.node for link in self.links())
+        before, linked = self._nodes, bool(nodes)
         if linked:
+            self._nodes = nodes
             self._linked.set()
         if self.core or self._closed or self._inbox is None or linked is not self._cut:
             return
@@ -257,7 +260,7 @@ class ZenohBus:
         if self._given_up:
             self._given_up = False
             self._ear.back()
-        self._inbox.back()
+        self._inbox.back(before - nodes)
 
     def _give_up(self) -> None:
         if self._cut and self._inbox is not None and not self._closed:

@@ -92,6 +92,8 @@ def config_text(plan: SessionPlan) -> str:
                 "enabled": True,
                 "target": {"router": ["router"], "peer": []},
                 "autoconnect": {"router": ["router"], "peer": []},
+                # Only one of two dials, or every pair would have two links.
+                "autoconnect_strategy": {"router": {"to_router": "greater-zid"}},
             },
         },
         "adminspace": {"enabled": False},
