@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from meshd.gateway.routes import ModelState
+from meshd.gateway.routes import ModelState, RoutingTable
 from meshd.mesh.member_line import MemberLine
 from meshd.mesh.record import Assignment, Stage
 from meshd.mesh.view import MemberView, MeshView
@@ -23,6 +23,27 @@ def elsewhere_status(mine: Share, here: set[str]) -> tuple[ModelStatus, ...]:
         _status(placement, mine.view)
         for placement in mine.plan.placements
         if placement.model not in here
+    )
+
+
+def followed_status(table: RoutingTable) -> tuple[ModelStatus, ...]:
+    """The mesh's models as a client knows them."""
+    return tuple(
+        ModelStatus(
+            name=route.model,
+            state=route.state,
+            strategy="elsewhere" if route.targets else "wait",
+            unit="",
+            pid=None,
+            restarts=0,
+            context=route.context,
+            slots=sum(target.slots for target in route.targets if target.ready),
+            memory_bytes=0,
+            detail=route.detail,
+            standing=True,
+            nodes=tuple(target.name or target.node for target in route.targets),
+        )
+        for route in table.routes
     )
 
 

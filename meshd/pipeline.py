@@ -9,17 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from meshd.config.load import Loaded
 from meshd.config.settings import Config
 from meshd.deeds import EngineNow
 from meshd.engine.backends import backend_for
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
-from meshd.gateway.routes import RoutingTable
 from meshd.mesh.record import HeldModel
-from meshd.mesh_routes import Ways, with_mesh
 from meshd.mesh_share import Around, Share, share
-from meshd.mesh_status import elsewhere_status, placed, with_others
 from meshd.node.inventory import Hardware
 from meshd.node.selection import select_gpus
 from meshd.paths import Paths
@@ -27,17 +23,8 @@ from meshd.planner.claims import Engine
 from meshd.planner.place import plan
 from meshd.planner.plan import Plan
 from meshd.planner.view import Candidate, ClusterView, NodeView, Running
-from meshd.report import Change, PlanReport
 from meshd.status import (
-    DeviceStatus,
-    MeshStatus,
-    ModelStatus,
-    NodeStatus,
     engine_of,
-    in_order,
-    model_status,
-    routing_table,
-    sentence,
 )
 from meshd.units.diff import Action, changes, diff
 from meshd.units.llama import instance_name, llama_spec
@@ -213,86 +200,6 @@ def with_engines(proposal: Proposal, engines: tuple[EngineStatus, ...]) -> Propo
     return replace(proposal, engines=engines)
 
 
-def report(proposal: Proposal, loaded: Loaded) -> PlanReport:
-    return PlanReport(
-        decisions=proposal.plan.decisions,
-        changes=tuple(
-            Change(str(action.kind), action.unit, action.reason, action.load_bytes)
-            for action in proposal.actions
-        ),
-        warnings=(*map(str, loaded.findings), *proposal.refused),
-        mesh=placed(proposal.share) if proposal.share else (),
-    )
-
-
-def node_status(
-    loaded: Loaded,
-    proposal: Proposal,
-    answers: Answers,
-    *,
-    degraded: tuple[str, ...],
-    generation: int,
-    trial_ends_s: float | None,
-    mesh: MeshStatus | None = None,
-) -> NodeStatus:
-    here = []
-    for decision in proposal.plan.decisions:
-        engine = engine_of(proposal.engines, instance_name(decision.model))
-        ready = engine is not None and answers(engine.unit, engine.pid)
-        here.append(model_status(decision, engine, answers=ready))
-    elsewhere: tuple[ModelStatus, ...] = ()
-    if proposal.share is not None:
-        here = [with_others(model, proposal.share) for model in here]
-        elsewhere = elsewhere_status(proposal.share, {model.name for model in here})
-    models = in_order((*here, *elsewhere), [model.name for model in loaded.config.models])
-    degraded = (*degraded, *proposal.refused)
-    config = loaded.config
-    return NodeStatus(
-        node=proposal.node.name,
-        role=config.node.role,
-        # Whether others can be reached says nothing of this node's configuration.
-        sentence=sentence(models, (*degraded, mesh.problem) if mesh and mesh.problem else degraded),
-        degraded=degraded,
-        generation=generation,
-        engine=proposal.engine,
-        gateway=config.gateway.listen,
-        console=config.console.listen if config.console.enabled else "",
-        devices=_devices(proposal.node.hardware),
-        models=models,
-        problems=proposal.problems,
-        trial_ends_s=trial_ends_s,
-        mesh=mesh,
-    )
-
-
-def routes(
-    config: Config,
-    proposal: Proposal,
-    status: NodeStatus,
-    paths: Paths,
-    before: RoutingTable | None,
-    ways: Ways | None = None,
-) -> RoutingTable:
-    """The gateway's table; its generation moves only when something in it did."""
-    mine = proposal.share
-    models = config.models if mine is None else mine.config.models
-    table = routing_table(
-        proposal.plan,
-        proposal.node,
-        tuple(filter(None, map(status.model, proposal.plan.names))),
-        aliases={model.name: model.aliases for model in models},
-        qualities={model.name: str(model.quality) for model in models},
-        sockets={
-            model.name: str(paths.engine_socket(instance_name(model.name))) for model in models
-        },
-        max_body_bytes=config.gateway.max_body_bytes,
-        generation=before.generation if before else 0,
-    )
-    if ways is not None:
-        table = with_mesh(table, mine, ways)
-    return table if table == before else replace(table, generation=table.generation + 1)
-
-
 def _running(node: NodeView, planned: Plan) -> tuple[Running, ...]:
     running = []
     for decision in planned.decisions:
@@ -308,14 +215,3 @@ def _engine_words(observation: Observation) -> str:
         return observation.engine_problem
     number = f" (b{build.build})" if build.build else ""
     return f"llama.cpp {build.version}{number}, {', '.join(build.backends)}"
-
-
-def _devices(hardware: Hardware) -> tuple[DeviceStatus, ...]:
-    gpus = (
-        DeviceStatus(gpu.id, gpu.name, gpu.total_bytes, gpu.free_bytes) for gpu in hardware.gpus
-    )
-    ram = hardware.ram
-    return (
-        *gpus,
-        DeviceStatus("ram", hardware.cpu.name, ram.total_bytes, ram.available_bytes),
-    )

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from meshd import pipeline
+from meshd import said
 from meshd.config.load import Loaded, SourceFile
 from meshd.gateway.routes import RoutingTable
 from meshd.mesh_routes import Ways
@@ -57,7 +57,7 @@ class Publisher:
         on_trial: bool,
     ) -> None:
         before = self._table
-        table = pipeline.routes(loaded.config, proposal, status, self._paths, before, ways)
+        table = said.routes(loaded.config, proposal, status, self._paths, before, ways)
         if table != self._table:
             self._write_routes(table)
         if self.status is None or status.sentence != self.status.sentence:

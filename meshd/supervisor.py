@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from meshd import pipeline
+from meshd import pipeline, said
 from meshd.config.load import Loaded, SourceFile
 from meshd.config.settings import Role
 from meshd.errors import UserError
@@ -130,7 +130,7 @@ class Supervisor:
         """What `files` would change, with nothing changed."""
         loaded = await asyncio.to_thread(self._memory.parse, files)
         proposal = await self._propose(loaded)
-        return pipeline.report(proposal, loaded)
+        return said.report(proposal, loaded)
 
     async def reload(self) -> None:
         """Take up the configuration on disk.
@@ -332,7 +332,8 @@ class Supervisor:
 
     def _publish(self, loaded: Loaded, proposal: Proposal) -> None:
         trial = self._config.trial
-        status = pipeline.node_status(
+        ways = self._mesh.ways()
+        status = said.node_status(
             loaded,
             proposal,
             self._health.ready,
@@ -340,6 +341,6 @@ class Supervisor:
             generation=self._generation,
             trial_ends_s=trial.ends_s if trial else None,
             mesh=self._mesh.status(),
+            ways=ways,
         )
-        ways = self._mesh.ways()
         self._publisher.publish(loaded, proposal, status, ways, on_trial=trial is not None)

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _report(paths: Paths):  # type: ignore[no-untyped-def]
     """Asked of the running brain, which knows what runs; else worked out as at a first start."""
-    from meshd import pipeline
+    from meshd import pipeline, said
     from meshd.config.load import load
     from meshd.control import ControlClient, NotRunningError
     from meshd.observe import NodeObserver
@@ -41,4 +41,4 @@ async def _report(paths: Paths):  # type: ignore[no-untyped-def]
         return await ControlClient(paths.control_socket).plan(loaded.files)
     except NotRunningError:
         observation = await NodeObserver(paths)(loaded)
-        return pipeline.report(pipeline.propose(loaded.config, observation, (), (), paths), loaded)
+        return said.report(pipeline.propose(loaded.config, observation, (), (), paths), loaded)

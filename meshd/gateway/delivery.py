@@ -69,7 +69,7 @@ class Delivery:
         response = web.Response(
             status=answer.status, body=text, headers=headers.to_client(answer.headers)
         )
-        response.headers[headers.NODE] = target.node
+        response.headers[headers.NODE] = target.name or target.node
         return response
 
     async def stream(
@@ -82,7 +82,7 @@ class Delivery:
     ) -> web.StreamResponse:
         """Events, each as soon as it is whole. :param first: what of the body is here already."""
         response = web.StreamResponse(headers=headers.to_client(answer.headers))
-        response.headers[headers.NODE] = target.node
+        response.headers[headers.NODE] = target.name or target.node
         response.headers.setdefault("Cache-Control", "no-cache")
         await response.prepare(request)
         events, counted = EventStream(), StreamTokens()

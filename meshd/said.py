@@ -1,0 +1,121 @@
+"""What a pass has to say: the plan's report, the node's status, and the gateway's table. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from meshd.config.load import Loaded
+from meshd.config.settings import Config
+from meshd.gateway.routes import RoutingTable
+from meshd.mesh_routes import Ways, with_mesh
+from meshd.mesh_status import elsewhere_status, followed_status, placed, with_others
+from meshd.node.inventory import Hardware
+from meshd.paths import Paths
+from meshd.pipeline import Answers, Proposal
+from meshd.report import Change, PlanReport
+from meshd.status import (
+    DeviceStatus,
+    MeshStatus,
+    ModelStatus,
+    NodeStatus,
+    engine_of,
+    in_order,
+    model_status,
+    routing_table,
+    sentence,
+)
+from meshd.units.llama import instance_name
+
+
+def report(proposal: Proposal, loaded: Loaded) -> PlanReport:
+    return PlanReport(
+        decisions=proposal.plan.decisions,
+        changes=tuple(
+            Change(str(action.kind), action.unit, action.reason, action.load_bytes)
+            for action in proposal.actions
+        ),
+        warnings=(*map(str, loaded.findings), *proposal.refused),
+        mesh=placed(proposal.share) if proposal.share else (),
+    )
+
+
+def node_status(
+    loaded: Loaded,
+    proposal: Proposal,
+    answers: Answers,
+    *,
+    degraded: tuple[str, ...],
+    generation: int,
+    trial_ends_s: float | None,
+    mesh: MeshStatus | None = None,
+    ways: Ways | None = None,
+) -> NodeStatus:
+    here = []
+    for decision in proposal.plan.decisions:
+        engine = engine_of(proposal.engines, instance_name(decision.model))
+        ready = engine is not None and answers(engine.unit, engine.pid)
+        here.append(model_status(decision, engine, answers=ready))
+    elsewhere: tuple[ModelStatus, ...] = ()
+    if proposal.share is not None:
+        here = [with_others(model, proposal.share) for model in here]
+        elsewhere = elsewhere_status(proposal.share, {model.name for model in here})
+    elif ways is not None and ways.followed is not None:
+        here, elsewhere = [], followed_status(ways.followed)
+    models = in_order((*here, *elsewhere), [model.name for model in loaded.config.models])
+    degraded = (*degraded, *proposal.refused)
+    config = loaded.config
+    return NodeStatus(
+        node=proposal.node.name,
+        role=config.node.role,
+        # Whether others can be reached says nothing of this node's configuration.
+        sentence=sentence(models, (*degraded, mesh.problem) if mesh and mesh.problem else degraded),
+        degraded=degraded,
+        generation=generation,
+        engine=proposal.engine,
+        gateway=config.gateway.listen,
+        console=config.console.listen if config.console.enabled else "",
+        devices=_devices(proposal.node.hardware),
+        models=models,
+        problems=proposal.problems,
+        trial_ends_s=trial_ends_s,
+        mesh=mesh,
+    )
+
+
+def routes(
+    config: Config,
+    proposal: Proposal,
+    status: NodeStatus,
+    paths: Paths,
+    before: RoutingTable | None,
+    ways: Ways | None = None,
+) -> RoutingTable:
+    """The gateway's table; its generation moves only when something in it did."""
+    mine = proposal.share
+    models = config.models if mine is None else mine.config.models
+    table = routing_table(
+        proposal.plan,
+        proposal.node,
+        tuple(filter(None, map(status.model, proposal.plan.names))),
+        aliases={model.name: model.aliases for model in models},
+        qualities={model.name: str(model.quality) for model in models},
+        sockets={
+            model.name: str(paths.engine_socket(instance_name(model.name))) for model in models
+        },
+        max_body_bytes=config.gateway.max_body_bytes,
+        generation=before.generation if before else 0,
+    )
+    if ways is not None:
+        table = with_mesh(table, mine, ways)
+    return table if table == before else replace(table, generation=table.generation + 1)
+
+
+def _devices(hardware: Hardware) -> tuple[DeviceStatus, ...]:
+    gpus = (
+        DeviceStatus(gpu.id, gpu.name, gpu.total_bytes, gpu.free_bytes) for gpu in hardware.gpus
+    )
+    ram = hardware.ram
+    return (
+        *gpus,
+        DeviceStatus("ram", hardware.cpu.name, ram.total_bytes, ram.available_bytes),
+    )
