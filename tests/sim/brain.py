@@ -27,7 +27,7 @@ class Habits:
     dwell_s: float = 300.0
     retry_s: float = 300.0
     fails: float = 0.02
-    rest_s: float = 0.05
+    rest_s: float = 0.1
     weigh_s: float = 5.0
 
 

@@ -16,7 +16,8 @@ class Faults:
     :ivar loss: a receiver misses a put. `loss_after_link`: within `settle_s` of a link or a
         session being made (interests not yet declared, defect 5).
     :ivar late: a put is held up by up to `late_s`: overtaken by newer ones.
-    :ivar zombie: a core keeps tokens of a core that it lost (defect 7), `zombie_part` of them.
+    :ivar zombie: a core keeps tokens of a core that it lost (defect 7), `zombie_part` of them;
+        all cores of a part may only with `zombies_shared`, which nothing but traffic then finds.
     :ivar missed_token: a core does not learn a token when two halves meet (defect 11), for up to
         `missed_token_s`; for ever with a negative one.
     :ivar thin_start: a session that opens learns only a few of the tokens (defect 8).
@@ -39,6 +40,7 @@ class Faults:
     jitter: float = 0.3
     zombie: float = 0.3
     zombie_part: float = 0.5
+    zombies_shared: bool = False
     missed_token: float = 0.01
     missed_token_s: float = 60.0
     thin_start: float = 0.02

@@ -42,7 +42,8 @@ class Violation:
 class Bounds:
     """:ivar settle_s: after which views must be right.
 
-    :ivar suspect_s: for how long one that is well may be suspected for a lost ping.
+    :ivar suspect_s: for how long one that is well may be suspected for a lost ping, and for
+        ``blink_s`` be missed altogether.
     :ivar served_s: beside its load, for a model that could be served: detection, grace, burial,
         claim, a pass of the planner, and one lost message made good by anti-entropy.
     :ivar starts_per_cause: engine starts a blow, a shift of demand, or a failed load may cause.
@@ -50,6 +51,7 @@ class Bounds:
 
     settle_s: float = 15.0
     suspect_s: float = 20.0
+    blink_s: float = 3.0
     served_s: float = 30.0
     starts_per_cause: float = 3.0
 
@@ -135,15 +137,17 @@ class Watch:
                 self.fail("dead-in-no-view", f"{node} still sees {min(seen & forbidden)}")
 
     def _miss(self, node: str, missing: str, *, suspect: bool) -> None:
-        """One lost ping may make a suspect for a moment; it may not stay one."""
+        """One lost ping may make a suspect for a moment, and when halves meet, one's burials come
+        before the other's refutations; it may not stay so.
+        """
         last_s, since_s = self._missing.get((node, missing), (-1.0, 0.0))
         now_s = self.world.clock.now_s
         since_s = since_s if now_s - last_s <= LOOK_S * 1.5 else now_s
         self._missing[node, missing] = (now_s, since_s)
-        if not suspect:
-            self.fail("alive-in-every-view", f"{node} does not see {missing}")
-        elif now_s - since_s >= self.bounds.suspect_s:
-            self.fail("alive-in-every-view", f"{node} suspects {missing} since {since_s:.0f} s")
+        patience_s = self.bounds.suspect_s if suspect else self.bounds.blink_s
+        if now_s - since_s >= patience_s:
+            how = "suspects" if suspect else "does not see"
+            self.fail("alive-in-every-view", f"{node} {how} {missing} since {since_s:.0f} s")
 
     def _face(self, view: MeshView) -> tuple[frozenset[str], frozenset[str]]:
         found = self._faces.get(view.digest)

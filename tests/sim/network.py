@@ -313,7 +313,9 @@ class Network:
             for node, source in core.known.items()
             if source not in reached and source != "zombie"
         ]
-        kept = {source for _, source in lost if self.random.random() < self.faults.zombie}
+        honest = not self.faults.zombies_shared and core.id == min(reached)
+        chance = 0.0 if honest else self.faults.zombie
+        kept = {source for _, source in lost if self.random.random() < chance}
         gone = []
         for node, source in lost:
             if source in kept and self.random.random() < self.faults.zombie_part:
