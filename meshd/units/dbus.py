@@ -13,6 +13,7 @@ from dbus_fast import BusType, Message, MessageType
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError, DBusError
 
+from meshd.units import gateway_socket
 from meshd.units.port import (
     AccessDenied,
     DeadlinePassed,
@@ -32,7 +33,7 @@ _PROPERTIES = "org.freedesktop.DBus.Properties"
 _PATH = "/org/freedesktop/systemd1"
 _OURS = re.compile(r"mesh-(llama|rpc)@[a-z0-9][a-z0-9._-]{0,62}\.service")
 # Jobs may be asked for these too; nobody watches them.
-_DOORS = frozenset({"mesh-gateway.socket", "mesh-gateway.service"})
+_DOORS = frozenset({gateway_socket.UNIT, gateway_socket.PEERS, gateway_socket.SERVICE})
 # Object paths escape all but letters and digits: "mesh-llama@" is mesh_2dllama_40.
 _OUR_OBJECTS = tuple(f"{_PATH}/unit/mesh_2d{kind}_40" for kind in ("llama", "rpc"))
 

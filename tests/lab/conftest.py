@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.lab import mesh
+from tests.lab import cluster, mesh
 from tests.lab import node as lab
+from tests.lab.cluster import Cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache/lab"
@@ -22,6 +23,7 @@ FAILURE_JOURNAL_LINES = 60
 
 # Every node that is up, so that a failure's report can show what it said.
 live: list[lab.Node] = []
+measurements: list[tuple[str, str, float]] = []
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +102,37 @@ def served(mesh_node: lab.Node) -> lab.Node:
     return mesh_node
 
 
+@contextlib.contextmanager
+def tracked_cluster(names: Sequence[str], lowerdir: str, scratch: Path) -> Iterator[Cluster]:
+    with cluster.booted(names, lowerdir, scratch) as nodes:
+        live.extend(nodes.nodes)
+        try:
+            yield nodes
+        finally:
+            for node in nodes.nodes:
+                live.remove(node)
+
+
+@pytest.fixture
+def make_cluster(lowerdir: str, scratch: Path) -> Iterator[Callable[..., Cluster]]:
+    """Boots fresh nodes on one bridge for one test; their names are the arguments."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *names: stack.enter_context(tracked_cluster(names, lowerdir, scratch))
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Takes note of a time in seconds, for the table at the end of the run."""
+    return lambda what, value_s: measurements.append((request.node.name, what, value_s))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if measurements:
+        terminalreporter.section("measured in the lab")
+        for test, what, value_s in measurements:
+            terminalreporter.write_line(f"{value_s:7.2f} s  {what}  ({test})")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -113,10 +146,13 @@ def evidence(node: lab.Node) -> str:
     """What a node has to say after a failure."""
     if not node.alive():
         return f"it is down; its console:\n{node.console_tail()}"
+    # An engine says so much of each request that little else would be left.
+    journal = ["journalctl", "--no-pager", "-o", "short-monotonic"]
     commands = (
         ["systemctl", "--no-pager", "--plain", "list-units", "--failed"],
         ["systemctl", "--no-pager", "--plain", "list-units", "mesh*", "--all"],
-        ["journalctl", "--no-pager", "-o", "short-monotonic", "-n", str(FAILURE_JOURNAL_LINES)],
+        [*journal, "-n", str(FAILURE_JOURNAL_LINES), "-T", "llama-server"],
+        [*journal, "-n", "10", "-t", "llama-server"],
     )
     parts = []
     for command in commands:

@@ -103,6 +103,7 @@ class Node:
         self._folder = folder
         self._arguments = tuple(arguments)
         self._process: subprocess.Popen[bytes] | None = None
+        self._notify: socket.socket | None = None
         for part in ("upper", "work", "root"):
             (folder / part).mkdir(parents=True)
         (folder / "upper").chmod(0o755)  # becomes the mode of the node's /
@@ -117,7 +118,11 @@ class Node:
 
     def boot(self, timeout_s: float = 60) -> None:
         """Boot and wait until systemd has finished its default target."""
-        notify = self._folder / "notify"
+        self.begin_boot()
+        self.await_boot(timeout_s)
+
+    def begin_boot(self) -> None:
+        """Switch on and return at once; `await_boot` has to follow."""
         options = (
             f"lowerdir={self._lowerdir},upperdir={self._folder / 'upper'},"
             f"workdir={self._folder / 'work'}"
@@ -133,23 +138,35 @@ class Node:
             *(f"--machine={self.name}", f"--hostname={self.name}"),
             *(self._arguments or ("--private-network",)),
         ]
-        with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener,
-            self.console.open("ab") as console,
-        ):
-            listener.bind(str(notify))
-            try:
-                self._process = subprocess.Popen(
-                    command,
-                    env={"PATH": PATH, "NOTIFY_SOCKET": str(notify)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for pytest; it ends us in good order
-                )
-                self._await_ready(listener, time.monotonic() + timeout_s)
-            finally:
-                notify.unlink()
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(self._notify_path))
+        with self.console.open("ab") as console:
+            self._process = subprocess.Popen(
+                command,
+                env={"PATH": PATH, "NOTIFY_SOCKET": str(self._notify_path)},
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for pytest; it ends us in good order
+            )
+
+    def await_boot(self, timeout_s: float = 60) -> None:
+        """Wait until systemd has finished its default target."""
+        assert self._notify is not None
+        try:
+            self._await_ready(self._notify, time.monotonic() + timeout_s)
+        finally:
+            self._end_boot()
+
+    def _end_boot(self) -> None:
+        if self._notify is not None:
+            self._notify.close()
+            self._notify = None
+            self._notify_path.unlink()
+
+    @property
+    def _notify_path(self) -> Path:
+        return self._folder / "notify"
 
     def _await_ready(self, listener: socket.socket, deadline: float) -> None:
         assert self._process is not None
@@ -302,11 +319,31 @@ class Node:
         remove_cgroup(self.cgroup)
         self.boot(timeout_s)
 
+    def pull_the_plug(self) -> None:
+        """End every process at once, without a goodbye; the disk stays for `boot`."""
+        os.kill(self.pid, signal.SIGKILL)  # PID 1: takes all of its namespace along
+
+    def power_lost(self, timeout_s: float = 10) -> None:
+        """Wait until nothing of the node is left after `pull_the_plug`."""
+        assert self._process is not None
+        self._process.wait(timeout_s)
+        remove_cgroup(self.cgroup)
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop every process of the node where it stands, or let all go on."""
+        mount = cgroup2()
+        assert mount is not None
+        top = mount / self.cgroup
+        (top / "cgroup.freeze").write_text("1" if frozen else "0")
+        wanted = f"frozen {int(frozen)}"
+        wait(lambda: wanted in (top / "cgroup.events").read_text(), 10, wanted, every_s=0.01)
+
     def close(self) -> None:
         """Switch off and leave nothing: no process, mount, cgroup or file of this node."""
+        self._end_boot()
         with contextlib.suppress(ProcessLookupError):
             if self.pid:
-                os.kill(self.pid, signal.SIGKILL)  # PID 1: takes all of its namespace along
+                self.pull_the_plug()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(10)
@@ -366,9 +403,19 @@ def booted(
     name: str, lowerdir: str, scratch: Path, *, arguments: Sequence[str] = ()
 ) -> Iterator[Node]:
     """A node from boot to clean-up, whatever happens in between."""
+    with booting(name, lowerdir, scratch, arguments=arguments) as node:
+        node.await_boot()
+        yield node
+
+
+@contextlib.contextmanager
+def booting(
+    name: str, lowerdir: str, scratch: Path, *, arguments: Sequence[str] = ()
+) -> Iterator[Node]:
+    """Like `booted`, but the caller waits for it: several nodes boot in the time of one."""
     node = Node(name, lowerdir, scratch / name, arguments=arguments)
     try:
-        node.boot()
+        node.begin_boot()
         yield node
     finally:
         node.close()
