@@ -23,8 +23,11 @@ class Ear:
     def token(self, node: str, *, up: bool) -> None:
         self._hearing.token(self, node, up=up)
 
-    def cut(self) -> None:
-        """The session has lost its link to the mesh: what it misses now says nothing."""
+    def cut(self, core: str) -> None:
+        """The session has lost its link to the mesh: what it misses now says nothing, but of the
+        core that was at the other end.
+        """
+        self._hearing.lost(core)
         self._hearing.close(self)
         self._hearing.forget(self)
 
@@ -40,6 +43,7 @@ class Hearing:
         self._member, self._moved = member, moved
         self._board = TokenBoard()
         self._ears: set[Ear] = set()
+        self._lost: set[str] = set()
 
     def ear(self) -> Ear:
         return Ear(self)
@@ -51,6 +55,8 @@ class Hearing:
         self._member.session_up()
         if first:
             self._tell([(node, True) for node in sorted(self._board.up)])
+            self._tell([(node, False) for node in sorted(self._lost - self._board.up)])
+            self._lost.clear()
         self._moved()
 
     def close(self, ear: Ear) -> None:
@@ -60,6 +66,10 @@ class Hearing:
             self._board.clear()
             self._member.session_down()
             self._moved()
+
+    def lost(self, core: str) -> None:
+        """The link to this one broke; unless it shows itself, it is missed."""
+        self._lost.add(core)
 
     def forget(self, ear: Ear) -> None:
         """What only it saw is seen no more."""

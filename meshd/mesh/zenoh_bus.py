@@ -35,7 +35,7 @@ class PortTakenError(BusError):
 class SessionListener(Listener, Protocol):
     """Who hears a session of Zenoh's."""
 
-    def cut(self) -> None:
+    def cut(self, core: str) -> None:
         """A client has lost its core: what it misses from now on says nothing."""
 
     def back(self) -> None:
@@ -266,7 +266,7 @@ class ZenohBus:
         if self._cut and self._inbox is not None and not self._closed:
             self._given_up = True
             self._inbox.give_up()
-            self._ear.cut()
+            self._ear.cut(next(iter(self._nodes), ""))
 
 
 async def open_bus(plan: SessionPlan, mesh: str, node: str, timeout_s: float) -> ZenohBus:
