@@ -58,7 +58,7 @@ class Deeds:
         """
         now_s = self._clock()
         for model, now in engines.items():
-            if model not in self._deeds and now.engine is not Engine.ABSENT:
+            if model not in self._deeds and now.engine in (Engine.STARTING, Engine.ANSWERS):
                 term = self._terms[model] = self._terms.get(model, 0) + 1
                 adopted = Assignment(model, "", Stage.LOADING, term)
                 self._deeds[model] = _Deed(adopted, now_s)

@@ -175,12 +175,20 @@ def with_residency(
 
 
 def engines_now(
-    running: tuple[Running, ...], engines: tuple[EngineStatus, ...]
+    running: tuple[Running, ...], engines: tuple[EngineStatus, ...], last: Plan | None
 ) -> dict[str, EngineNow]:
-    """How the engine of each model that runs here is, for the mesh. :param running: with residency
-    marked.
+    """How the engine of each model is that this node runs or should, for the mesh.
+
+    :param running: with residency marked. :param last: of the pass before: what could not be done
+        although the mesh's plan wants it is for another node to do.
     """
-    found = {}
+    found = {
+        decision.model: EngineNow(
+            Engine.FAILED, "; ".join(reason.text for reason in decision.blockers)
+        )
+        for decision in (last.decisions if last else ())
+        if not decision.served
+    }
     for one in running:
         engine = engine_of(engines, instance_name(one.decision.model))
         if engine is None:

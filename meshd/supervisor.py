@@ -16,6 +16,7 @@ from typing import Protocol
 import structlog
 
 from meshd import pipeline, said
+from meshd.carry_out import CarryOut, KeepsRunning
 from meshd.config.load import Loaded, SourceFile
 from meshd.config.settings import Role
 from meshd.errors import UserError
@@ -25,12 +26,10 @@ from meshd.mesh_port import Alone, Mesh
 from meshd.notify import Notifier
 from meshd.paths import Paths
 from meshd.pipeline import Observation, Proposal, Sought
-from meshd.planner.view import Running
 from meshd.publish import Outlets, Publisher
 from meshd.report import PlanReport
 from meshd.status import NodeStatus
-from meshd.units.spec import Applier, Desired, EngineState, EngineStatus
-from meshd.until_stopped import until_stopped
+from meshd.units.spec import Applier, EngineState, EngineStatus
 
 _log = structlog.get_logger(__name__)
 
@@ -38,7 +37,6 @@ PASS_INTERVAL_S = 10.0
 # What happens in quick succession is answered once; short beside the second in which others expect
 # us to use a lost node no more.
 _PASS_GAP_S = 0.2
-_APPLY_DEADLINE_S = 20.0
 
 
 class Observer(Protocol):
@@ -47,12 +45,8 @@ class Observer(Protocol):
     async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation: ...
 
 
-class Memory(Sources, Outlets, Protocol):
+class Memory(Sources, Outlets, KeepsRunning, Protocol):
     """The port to what is kept on disk between passes and between lives."""
-
-    def load_running(self) -> tuple[tuple[Running, ...], int]: ...
-
-    def save_running(self, running: tuple[Running, ...], generation: int) -> None: ...
 
 
 class Supervisor:
@@ -93,12 +87,11 @@ class Supervisor:
         self._reload_asked = False
         self._stop_asked = asyncio.Event()
         self._config = ConfigInForce(memory)
-        self._listen: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._door_error = ""
         self._blind = ""
         self._proposal: Proposal | None = None
-        self._apply_errors: tuple[str, ...] = ()
-        self._running, self._generation = memory.load_running()
+        self._carry_out = CarryOut(applier, memory, self._stop_asked)
+        self._running = self._carry_out.running
         self._publisher = Publisher(paths, memory, notifier, self._wake.set)
 
     # -- what the outside may ask ---------------------------------------------------------------
@@ -247,10 +240,8 @@ class Supervisor:
             _log.error(self._blind)
             self._publish(loaded, self._proposal)
             return
-        self._apply_errors = ()
-        doors = (loaded.config.gateway.listen, self._peer_door(loaded))
-        if proposal.actions or doors != self._listen:
-            proposal = await self._apply(loaded, proposal)
+        doors = loaded.config.gateway.listen, self._peer_door(loaded)
+        proposal = await self._carry_out(proposal, doors)
         self._proposal = proposal
         self._running = proposal.running
         self._mesh.took(proposal)
@@ -262,40 +253,12 @@ class Supervisor:
         observation = await self._observer(loaded, self._mesh.sought(loaded.config))
         engines = await self._applier.observe()
         running = pipeline.with_residency(self._running, engines, self._health.ready)
-        around = self._mesh.around(pipeline.engines_now(running, engines))
+        last = self._proposal.plan if self._proposal else None
+        around = self._mesh.around(pipeline.engines_now(running, engines, last))
         # Many layouts of a large model that does not fit are seconds of work.
         return await asyncio.to_thread(
             pipeline.propose, loaded.config, observation, engines, running, self._paths, around
         )
-
-    async def _apply(self, loaded: Loaded, proposal: Proposal) -> Proposal:
-        self._generation += 1
-        for action in proposal.actions:
-            _log.info("unit changes", action=action.kind, unit=action.unit, reason=action.reason)
-        # Remembered before it is done: after a crash half way, the diff finds the rest.
-        self._memory.save_running(proposal.running, self._generation)
-        listen, peers = doors = loaded.config.gateway.listen, self._peer_door(loaded)
-        desired = Desired(self._generation, proposal.specs, listen, peers)
-        try:
-            # Whoever stops us stops the hand too: its answer may never come.
-            outcome = await until_stopped(
-                self._applier.apply(desired), self._stop_asked, deadline_s=_APPLY_DEADLINE_S
-            )
-            errors = outcome.errors if outcome else ("stopped before it was applied",)
-            # Answered, well or not: to try an address again and again would cut off its clients.
-            self._listen = doors
-        except TimeoutError:
-            errors = (f"applying took more than {_APPLY_DEADLINE_S:.0f} s",)
-        except UserError as error:
-            errors = (str(error),)
-        try:
-            proposal = pipeline.with_engines(proposal, await self._applier.observe())
-        except UserError as error:
-            errors = (*errors, f"cannot see what came of it: {error}")
-        self._apply_errors = errors
-        for line in errors:
-            _log.error("apply", error=line)
-        return proposal
 
     async def _open_doors(self, loaded: Loaded) -> str:
         try:
@@ -328,7 +291,7 @@ class Supervisor:
     def _troubles(self) -> tuple[str, ...]:
         config = self._config
         doors = (self._door_error, self._publisher.table_error)
-        return (config.fallback, config.rejected, self._blind, *doors, *self._apply_errors)
+        return (config.fallback, config.rejected, self._blind, *doors, *self._carry_out.errors)
 
     def _publish(self, loaded: Loaded, proposal: Proposal) -> None:
         trial = self._config.trial
@@ -338,7 +301,7 @@ class Supervisor:
             proposal,
             self._health.ready,
             degraded=tuple(filter(None, self._troubles())),
-            generation=self._generation,
+            generation=self._carry_out.generation,
             trial_ends_s=trial.ends_s if trial else None,
             mesh=self._mesh.status(),
             ways=ways,
