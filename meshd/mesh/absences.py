@@ -17,6 +17,7 @@ from meshd.mesh.membership import Patience
 BURIAL_SPREAD_S = 0.4
 PING_AGAIN_S = 5.0
 PING_AGAIN_MAX_S = 60.0
+SUSPECT_AGAIN_S = 2.0
 
 
 class Step(Enum):
@@ -115,6 +116,9 @@ class Absences:
             )
             self._wake_at(absence.next_s)
         else:
+            if absence.unanswered == 1:
+                # One lost answer is little evidence: look again soon, then more and more rarely.
+                absence.again_s = SUSPECT_AGAIN_S
             self._again(absence, now_s)
 
     def session_began(self, now_s: float) -> None:
