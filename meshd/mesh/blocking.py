@@ -48,7 +48,8 @@ async def away(call: Callable[[], T], timeout_s: float, late: Callable[[T], obje
         if problem is None:
             late(result)  # type: ignore[arg-type]
 
-    threading.Thread(target=work, name="mesh-call", daemon=True).start()
+    # No daemon: one that comes back from Rust while Python ends would abort the process.
+    threading.Thread(target=work, name="mesh-call").start()
     try:
         return await asyncio.wait_for(asyncio.shield(future), timeout_s)
     except (TimeoutError, asyncio.CancelledError):

@@ -239,7 +239,7 @@ class ZenohBus:
                 self._loop.call_soon_threadsafe(self._links_moved)
         else:
             self.stranger = event.link.dst
-            threading.Thread(target=self._session.close, daemon=True).start()
+            threading.Thread(target=self._session.close).start()
 
     def _links_moved(self) -> None:
         nodes = frozenset(link.node for link in self.links())

@@ -105,7 +105,7 @@ class MeshNode:
 
     def close(self, back_in_s: float | None = None) -> None:
         self.tell(close=back_in_s)
-        self.wait()
+        assert self.wait() == 0
 
     def wait(self) -> int:
         assert self._process is not None

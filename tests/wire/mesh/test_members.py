@@ -31,9 +31,13 @@ def test_a_node_that_leaves_is_gone_at_once(three: list[MeshNode]) -> None:
 def test_a_node_that_says_it_will_be_back_is_waited_for(three: list[MeshNode]) -> None:
     *others, restarted = three
     marks = [len(node.seen) for node in others]
+    earlier = others[0].last["incarnation"][restarted.id]
     restarted.close(20.0)
     restarted.start()
-    until(lambda: together(*three), 20)
+    until(
+        lambda: all(node.last["incarnation"][restarted.id] > earlier for node in others), 20, "back"
+    )
+    until(lambda: together(*three), 10)
     for node, mark in zip(others, marks, strict=True):
         states = [line["members"].get(restarted.id, ["", "gone", False])[1] for line in node.seen]
         assert set(states[mark:]) == {"alive"}
