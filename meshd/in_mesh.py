@@ -39,6 +39,8 @@ _REJOIN_S = 10.0
 # So long after joining, what is heard may not be all; longer where nobody was heard of who should.
 _EARLY_S = 2.0
 _ALONE_EARLY_S = 6.0
+# On a LAN where all start at once nobody is found before somebody can be.
+_SEARCH_S = 15.0
 
 
 class InMesh:
@@ -83,7 +85,7 @@ class InMesh:
         joined = self._joined
         if joined is not None:
             if serves and joined.suits(config):
-                await joined.renew(self._paths.tls, self._clock())
+                await joined.keep_up(self._paths.tls, self._clock())
                 return
             self._joined = None
             await joined.part(back_in_s=_REJOIN_S if serves else None)
@@ -250,6 +252,8 @@ class InMesh:
         there_s = self._clock() - joined.since_s
         expected = bool(joined.settings.peers) or joined.lan
         lonely = len(joined.session.view().members) <= 1 and expected
+        if lonely and joined.lan and not joined.session.searched:
+            return there_s < _SEARCH_S
         return there_s < (_ALONE_EARLY_S if lonely else _EARLY_S)
 
     def _rates(self, session: MeshSession) -> dict[str, float]:

@@ -21,6 +21,8 @@ from meshd.rtt.prober import Prober
 
 _log = structlog.get_logger(__name__)
 
+# An address may come after the node, from a router say, or change.
+_ADDRESSES_EVERY_S = 5.0
 # Certificates last a year, and a day is enough to see that one nears its end.
 _CERTIFICATE_CHECK_S = 86_400.0
 # Not while the node starts, and then seldom: it reads much and finds little new.
@@ -41,13 +43,25 @@ class Joined:
     tasks: tuple[asyncio.Task[None], ...]
     since_s: float
     checked_s: float
+    looked_s: float
 
     def suits(self, config: Config) -> bool:
         """Whether the configuration still means this mesh, reached in this way."""
         return (self.settings, self.lan) == (config.mesh, config.discovery.lan)
 
-    async def renew(self, tls: Path, now_s: float) -> None:
-        """Make a new certificate in time; most calls do nothing."""
+    async def keep_up(self, tls: Path, now_s: float) -> None:
+        """Notice other addresses of this machine, and a certificate that nears its end; most calls
+        do nothing.
+        """
+        if now_s - self.looked_s >= _ADDRESSES_EVERY_S:
+            self.looked_s = now_s
+            addresses = await asyncio.to_thread(told_addresses, self.settings)
+            if addresses != self.own.addresses:
+                _log.info("other addresses", addresses=addresses, before=self.own.addresses)
+                self.own = Self(self.own.id, addresses)
+        await self._renew(tls, now_s)
+
+    async def _renew(self, tls: Path, now_s: float) -> None:
         if now_s - self.checked_s < _CERTIFICATE_CHECK_S:
             return
         self.checked_s = now_s
@@ -117,6 +131,7 @@ async def join(
         ),
         since_s=now_s,
         checked_s=now_s,
+        looked_s=now_s,
     )
 
 

@@ -83,6 +83,7 @@ class _Open:
 class Attachment:
     """:ivar bus: the session to send by, None while there is none.
 
+    :ivar searched: it has looked for others as a core, which others can find.
     :ivar problem: why the mesh is not reached, one sentence, or "".
     """
 
@@ -107,6 +108,7 @@ class Attachment:
         self._linked_at = self._opened_at = self._changed_at = time.monotonic()
         self._session_at = time.monotonic()
         self._search_at, self._search_s = 0.0, _SEARCH_FIRST_S
+        self.searched = False
         self._reopen_wanted = False
         self._rehome_at = 0.0
         self._revoked_done: frozenset[str] = frozenset()
@@ -278,7 +280,7 @@ class Attachment:
         if links and not cores.first_core(self._node, nodes):
             return
         # Zenoh itself goes back to whom it knows; what follows is for whom it does not know.
-        if now < self._search_at or (not links and now - self._linked_at < _ALONE_S):
+        if now < self._search_at or (not links and now - self._linked_at < self._patience_s()):
             return
         # Alone, or the one that looks for parts of the mesh that were lost.
         known = {node.id for node in nodes} if links else set()
@@ -295,8 +297,14 @@ class Attachment:
             self._search_s = _SEARCH_FIRST_S
         else:
             self._search_s = min(self._search_s * 2, _SEARCH_MOST_S)
+        self.searched = True
         jitter = random.uniform(0.7, 1.0)  # noqa: S311
         self._search_at = time.monotonic() + self._search_s * jitter
+
+    def _patience_s(self) -> float:
+        """How long a core that is alone leaves the search to Zenoh."""
+        # Who knows nobody by name found nobody while all were starting, since only cores answer.
+        return random.uniform(0, 1) if self._lan and not self.searched else _ALONE_S  # noqa: S311
 
     def _may_change(self, now: float) -> bool:
         if not self._first_role:

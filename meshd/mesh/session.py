@@ -135,6 +135,11 @@ class MeshSession:
         return self._attachment.core
 
     @property
+    def searched(self) -> bool:
+        """Whether this node has looked for others while others could find it too."""
+        return self._attachment.searched
+
+    @property
     def revoked(self) -> frozenset[str]:
         """Ids of nodes that are out for good."""
         return self._member.revoked

@@ -91,12 +91,13 @@ async def _listen(door: _Door, before: _Door, systemd: Systemd) -> None:
     # time while its own socket is open; the next client after this starts it again at once.
     await systemd.stop(SERVICE)
     await systemd.stop(UNIT)
-    if door.unit != UNIT and (door.open or before.open):
-        await systemd.stop(door.unit)
     failure: UserError | None = None
-    if door.open and door.unit != UNIT:
+    if door.unit != UNIT:
         try:
-            await systemd.start(door.unit)
+            if door.open or before.open:
+                await systemd.stop(door.unit)
+            if door.open:
+                await systemd.start(door.unit)
         except UserError as error:
             failure = error  # the clients' door opens all the same
     await systemd.start(UNIT)

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,11 +99,8 @@ class Cluster:
         """Wait until each of these gateways answers for each of these models."""
         for node in by:
             for model in models:
-                wait(
-                    lambda node=node, model=model: inside.chat(node, model).good,
-                    timeout_s,
-                    f"{model} through {node.name}",
-                )
+                what = f"{model} through {node.name}"
+                wait(partial(_answers, node, model), timeout_s, what)
 
     def put_right(self, texts: Mapping[str, str]) -> None:
         """Whatever the test before has done: every node is up, connected, configured so (by its
@@ -205,6 +203,10 @@ class Cluster:
                         pid
                     )
         return found
+
+
+def _answers(node: Node, model: str) -> bool:
+    return inside.chat(node, model).good
 
 
 def members(node: Node) -> list[dict[str, Any]]:

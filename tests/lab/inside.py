@@ -33,7 +33,7 @@ class Answer:
     """What became of one request, with monotonic times in seconds.
 
     :ivar status: 0 when there was none; then ``error`` says why.
-    :ivar node: id of the node that served it. :ivar first_at: of the first byte of the body.
+    :ivar node: name of the node that served it. :ivar first_at: of the first byte of the body.
     :ivar whole: the answer ended as it should.
     """
 

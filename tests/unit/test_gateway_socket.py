@@ -25,10 +25,11 @@ from meshd.units.render import dropin_path
 class Sockets:
     """systemd, as far as the gateway's sockets go: they listen on what their texts say."""
 
-    def __init__(self, units: Path, *, taken: str = "") -> None:
+    def __init__(self, units: Path, *, taken: str = "", untouchable: str = "") -> None:
         self.paths = {unit: dropin_path(unit, units) for unit in (UNIT, PEERS)}
         self.path = self.paths[UNIT]
         self.taken = taken
+        self.untouchable = untouchable
         self.texts = dict.fromkeys(self.paths, "")
         self.active = {UNIT, SERVICE}
         self.calls: list[str] = []
@@ -44,6 +45,8 @@ class Sockets:
 
     async def stop(self, unit: str) -> None:
         self.calls.append(f"stop {unit}")
+        if unit == self.untouchable:
+            raise JobFailed(unit, "failed")
         self.active.discard(unit)
 
     async def start(self, unit: str) -> None:
@@ -104,9 +107,9 @@ async def move_peers(
         (),
         frozenset(),
         units,
-        systemd,
+        systemd,  # type: ignore[arg-type]
         peers=peers,
-        allowed_peers=rooted,  # type: ignore[arg-type]
+        allowed_peers=rooted,
     )
 
 
@@ -134,6 +137,13 @@ async def test_a_peer_door_that_cannot_open_leaves_the_gateway_open(tmp_path: Pa
     assert "[::]:9555" in error
     assert systemd.active == {UNIT, SERVICE}
     assert not systemd.paths[PEERS].exists()
+
+
+async def test_a_peer_door_that_cannot_be_touched_leaves_the_gateway_open(tmp_path: Path) -> None:
+    systemd = Sockets(tmp_path, untouchable=PEERS)
+    (error,) = await move_peers(("[::]:9555",), systemd, tmp_path)
+    assert "peer door" in error
+    assert systemd.active == {UNIT, SERVICE}
 
 
 async def test_a_peer_door_that_roots_configuration_lacks_is_refused(tmp_path: Path) -> None:
