@@ -61,7 +61,7 @@ class CarryOut:
             _log.info("unit changes", action=action.kind, unit=action.unit, reason=action.reason)
         # Remembered before it is done: after a crash half way, the diff finds the rest.
         self._memory.save_running(proposal.running, self.generation)
-        desired = Desired(self.generation, proposal.specs, *doors)
+        desired = Desired(self.generation, proposal.specs, *doors, leave=proposal.left_alone)
         try:
             # Whoever stops us stops the hand too: its answer may never come.
             outcome = await until_stopped(

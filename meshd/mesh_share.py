@@ -59,6 +59,8 @@ class Share:
 
     :ivar view: with this node's own record as it is now, `record`.
     :ivar again_s: when to look again although nothing was heard, None for not before an event.
+    :ivar kept: models that nobody is known to name, whose engines go on for now: nobody was heard
+        of yet, or somebody still reads an answer.
     """
 
     config: Config
@@ -66,6 +68,7 @@ class Share:
     view: MeshView
     plan: MeshPlan
     again_s: float | None = None
+    kept: frozenset[str] = frozenset()
 
 
 def share(
@@ -108,11 +111,10 @@ def share(
     claims = _claims(plan, config, around)
     claimed = tuple(_as_offered(one, offers) for one in claims.assignments)
     fresh = record(claimed)
-    models = tuple(
-        settings[one.model] for one in claimed if one.model in settings and _runs(one, plan, around)
-    )
-    local = replace(local, models=models)
-    return Share(local, fresh, with_own(view, fresh), plan, claims.again_s)
+    runs = [one.model for one in claimed if _runs(one, plan, around)]
+    local = replace(local, models=tuple(settings[one] for one in runs if one in settings))
+    kept = frozenset(runs) - settings.keys()
+    return Share(local, fresh, with_own(view, fresh), plan, claims.again_s, kept)
 
 
 def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSettings]:
@@ -164,7 +166,8 @@ def _offers(
 
 def _claims(plan: MeshPlan, config: Config, around: Around) -> Claims:
     claims = next_claims(
-        plan,
+        # Who named what runs here may not have been heard of yet.
+        _nothing_released(plan) if around.early else plan,
         around.self.id,
         around.own,
         calm_s=around.calm_s,
@@ -178,6 +181,11 @@ def _claims(plan: MeshPlan, config: Config, around: Around) -> Claims:
     return replace(
         claims, assignments=tuple(one for one in claims.assignments if one.model in present)
     )
+
+
+def _nothing_released(plan: MeshPlan) -> MeshPlan:
+    placements = tuple(replace(one, releases=()) for one in plan.placements)
+    return replace(plan, placements=placements, orphans=())
 
 
 def _as_offered(assignment: Assignment, offers: tuple[Offer, ...]) -> Assignment:

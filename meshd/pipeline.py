@@ -70,6 +70,7 @@ class Proposal:
     :ivar running: what will run when `actions` are done; a later run's view is made of it.
     :ivar refused: specs that could not be made, one sentence a model.
     :ivar share: of the mesh's plan, None where the node is alone.
+    :ivar left_alone: units that run on as they are although `specs` has none for them.
     """
 
     node: NodeView
@@ -82,6 +83,7 @@ class Proposal:
     problems: tuple[str, ...] = ()
     engine: str = ""
     share: Share | None = None
+    left_alone: tuple[str, ...] = ()
 
 
 def propose(
@@ -119,20 +121,25 @@ def propose(
             continue
         specs.append(spec)
     # What cannot be said to this engine build is no reason to stop what runs of another.
-    left_alone = {instance_name(model) for model in refused}
+    # Nor is a name that nobody knows here yet, or any more, to stop what answers.
+    kept = mine.kept if mine is not None else frozenset()
+    left_alone = {instance_name(model) for model in (*refused, *kept)}
+    left_alone -= {spec.name for spec in specs}
+    going_on = tuple(one for one in running if one.decision.model in kept)
     touched = [engine for engine in engines if engine.name not in left_alone]
     actions = changes(diff(touched, specs, partial(render_dropin, paths=paths)))
     return Proposal(
         node=node,
-        plan=planned,
+        plan=Plan((*planned.decisions, *(one.decision for one in going_on))),
         specs=tuple(specs),
         actions=actions,
         engines=engines,
-        running=_running(node, planned),
+        running=(*_running(node, planned), *going_on),
         refused=tuple(refused.values()),
         problems=observation.hardware.problems,
         engine=_engine_words(observation),
         share=mine,
+        left_alone=tuple(engine.unit for engine in engines if engine.name in left_alone),
     )
 
 

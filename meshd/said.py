@@ -100,7 +100,7 @@ def routes(
         aliases={model.name: model.aliases for model in models},
         qualities={model.name: str(model.quality) for model in models},
         sockets={
-            model.name: str(paths.engine_socket(instance_name(model.name))) for model in models
+            name: str(paths.engine_socket(instance_name(name))) for name in proposal.plan.names
         },
         max_body_bytes=config.gateway.max_body_bytes,
         generation=before.generation if before else 0,

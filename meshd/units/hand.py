@@ -78,9 +78,11 @@ async def converge(
         _check, desired, files.paths, allowance.refusals
     )
     refused = {spec.unit for spec in desired.engines} - texts.keys()
-    running = [one for one in await observe(systemd, files.units) if one.unit not in refused]
+    # Who is in both is wanted.
+    spared = refused | (set(desired.leave) - texts.keys())
+    running = [one for one in await observe(systemd, files.units) if one.unit not in spared]
     actions = diff(running, wanted, lambda spec: texts[spec.unit])
-    ours = set(dropins(files.units)) - refused
+    ours = set(dropins(files.units)) - spared
     work = _Work(files, systemd, errors)
     planned = steps(actions, texts, ours)
     await work.together(planned, StepKind.STOP)

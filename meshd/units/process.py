@@ -48,7 +48,9 @@ class ProcessApplier:
         """Converge; engines whose text did not change are not touched."""
         async with self._applying:
             wanted = {spec.unit: spec for spec in desired.engines}
-            actions = diff(await self.observe(), desired.engines, self._text)
+            left = set(desired.leave) - {spec.unit for spec in desired.engines}
+            running = [one for one in await self.observe() if one.unit not in left]
+            actions = diff(running, desired.engines, self._text)
             by_kind = {
                 kind: [action.unit for action in actions if action.kind is kind]
                 for kind in ActionKind

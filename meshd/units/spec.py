@@ -86,12 +86,14 @@ class Desired:
     :ivar generation: counts up with every change; the hand answers with it.
     :ivar listen: where systemd should hold the gateway's socket; empty leaves it alone.
     :ivar peers: likewise its door for other nodes: empty for none, None leaves it alone.
+    :ivar leave: units that run and are nobody's business for now: as they are, so they stay.
     """
 
     generation: int
     engines: tuple[EngineSpec, ...] = ()
     listen: tuple[str, ...] = ()
     peers: tuple[str, ...] | None = None
+    leave: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

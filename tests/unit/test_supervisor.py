@@ -106,7 +106,8 @@ class World:
         if self.apply_error:
             return Outcome(desired.generation, errors=(self.apply_error,))
         wanted = {spec.unit: spec for spec in desired.engines}
-        for action in changes(diff(tuple(self.engines.values()), desired.engines, self.render)):
+        running = [one for one in self.engines.values() if one.unit not in desired.leave]
+        for action in changes(diff(running, desired.engines, self.render)):
             self.done.append((action.kind, action.unit))
             self.engines.pop(action.unit, None)
             if action.kind is not ActionKind.STOP:

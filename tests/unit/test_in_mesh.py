@@ -1,0 +1,219 @@
+"""A brain in a mesh of which it hears what each test says: the session alone is pretended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from meshd.config.load import Loaded
+from meshd.config.settings import MeshSettings
+from meshd.gateway.routes import ModelState
+from meshd.gateway.traffic import ModelTraffic, TrafficReport
+from meshd.health import HealthMonitor
+from meshd.in_mesh import InMesh
+from meshd.joined import Joined
+from meshd.mesh.record import DoctorSummary, NodeRecord, Stage, Wish
+from meshd.mesh.view import MemberView, MeshView, Status
+from meshd.own_record import Self
+from meshd.paths import under
+from meshd.pipeline import Observation, Sought
+from meshd.planner.view import Candidate
+from meshd.supervisor import Supervisor
+from tests.unit.test_supervisor import RecordingNotifier, World
+from tests.unit.worlds import facts, hardware
+
+ME = "mmmmmmmmmmmmmmmm"
+OTHER = "oooooooooooooooo"
+B_UNIT = "mesh-llama@b.service"
+
+
+@dataclass
+class HeardOf:
+    """The `MeshSession` as far as a brain uses it; what others say stands in `others`."""
+
+    others: tuple[NodeRecord, ...] = ()
+    own: NodeRecord | None = None
+    demand: bytes | None = None
+    core: bool = False
+    searched: bool = True
+    problem: str = ""
+    revoked: frozenset[str] = frozenset()
+
+    def view(self) -> MeshView:
+        records = (*self.others, *((self.own,) if self.own else ()))
+        members = tuple(
+            MemberView(record.id, 1, Status.ALIVE, record)
+            for record in sorted(records, key=lambda record: record.id)
+        )
+        return MeshView(ME, members, hash(members))
+
+    def publish(self, record: NodeRecord) -> None:
+        self.own = record
+
+    def publish_demand(self, data: bytes) -> None:
+        self.demand = data
+
+    def demand_entries(self) -> list[tuple[bytes, float]]:
+        return [] if self.demand is None else [(self.demand, 0.0)]
+
+    async def close(self, back_in_s: float | None) -> None:
+        pass
+
+    def stage(self, model: str) -> Stage | None:
+        found = self.own.assignment(model) if self.own else None
+        return found.stage if found else None
+
+
+class Prober:
+    """Measures nothing."""
+
+    def follow(self, peers: object, serving: object) -> None:
+        pass
+
+    def best_address(self, node: str) -> str:
+        return ""
+
+    def records(self) -> tuple[()]:
+        return ()
+
+
+@dataclass
+class MeshWorld(World):
+    """A machine that has every model it is asked for, except `missing`."""
+
+    missing: set[str] = field(default_factory=set)
+    heard: HeardOf = field(default_factory=HeardOf)
+
+    async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation:
+        names = [model.name for model in loaded.config.models] + [one.model for one in sought]
+        found = tuple(
+            Candidate(name, None, problem="not here")
+            if name in self.missing
+            else Candidate(name, facts(layers=4), identity=name, fingerprint=f"fp-{name}")
+            for name in names
+        )
+        return Observation(hardware(ram_gib=64), self.build, "", found)
+
+
+@asynccontextmanager
+async def member(world: MeshWorld, *, early: bool = False) -> AsyncIterator[Supervisor]:
+    """A running brain that is in the mesh already. :param early: it has only just joined."""
+    started = asyncio.Event()
+
+    async def restarting() -> bool:
+        return True
+
+    async def ready() -> None:
+        started.set()
+
+    async def serve(_: Loaded, peers: tuple[str, ...]) -> None:
+        pass
+
+    mesh = InMesh(
+        under(world.root),
+        lambda: supervisor.wake(),
+        restarting=restarting,
+        examine=DoctorSummary,
+        clock=lambda: world.now_s,
+    )
+    mesh._joined = Joined(
+        settings=MeshSettings(),
+        lan=False,
+        own=Self(ME, ("10.0.0.1:9338",), "s"),
+        credentials=cast(Any, SimpleNamespace(mesh_id="m")),
+        session=cast(Any, world.heard),
+        prober=cast(Any, Prober()),
+        tasks=(),
+        since_s=world.now_s - (0 if early else 100),
+        checked_s=world.now_s,
+        looked_s=world.now_s,
+    )
+    supervisor = Supervisor(
+        under(world.root),
+        applier=world,
+        observer=world,
+        memory=world,
+        notifier=RecordingNotifier(world.sent),
+        serve=serve,
+        ready=ready,
+        mesh=mesh,
+        clock=lambda: world.now_s,
+    )
+    task = asyncio.create_task(supervisor.run())
+    try:
+        async with asyncio.timeout(10):
+            await started.wait()
+        yield supervisor
+    finally:
+        supervisor.ask_stop()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def other(*wishes: str) -> NodeRecord:
+    return NodeRecord(
+        OTHER,
+        name="other",
+        addresses=("10.0.0.2:9338",),
+        wishes=tuple(Wish(name, f"/elsewhere/{name}.gguf") for name in wishes),
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MeshWorld:
+    monkeypatch.setattr(HealthMonitor, "ready", lambda self, unit, pid: True)
+    return MeshWorld(tmp_path, text="models: []\n")
+
+
+async def passes(world: MeshWorld, supervisor: Supervisor, time_s: float) -> None:
+    """Let the brain look again and again for `time_s` of its own clock."""
+    for _ in range(int(time_s / 0.5)):
+        world.now_s += 0.5
+        async with supervisor._pass_lock:
+            await supervisor._pass()
+
+
+async def test_a_restarted_brain_keeps_what_only_others_name(world: MeshWorld) -> None:
+    world.heard.others = (other("b"),)
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        assert world.heard.stage("b") is Stage.READY
+    pid = world.engines[B_UNIT].pid
+    world.done.clear()
+    # Its next life has heard of nobody yet.
+    known, world.heard = world.heard.others, HeardOf()
+    async with member(world, early=True) as supervisor:
+        await passes(world, supervisor, 1)
+        assert world.heard.stage("b") is Stage.READY
+        (route,) = world.tables[-1].routes
+        assert (route.model, route.state) == ("b", ModelState.READY)
+        assert [target.ready for target in route.targets] == [True]
+        world.heard.others = known
+        await passes(world, supervisor, 10)
+        assert world.heard.stage("b") is Stage.READY
+    assert world.done == []
+    assert world.engines[B_UNIT].pid == pid
+
+
+async def test_what_nobody_names_any_more_ends_when_its_answers_have(world: MeshWorld) -> None:
+    world.heard.others = (other("b"),)
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        busy = TrafficReport("g", (ModelTraffic("b", requests=1, in_flight=1),))
+        supervisor.mesh.count(busy)
+        world.heard.others = (other(),)
+        await passes(world, supervisor, 20)
+        assert world.heard.stage("b") is Stage.DRAINING
+        assert B_UNIT in world.engines
+        (route,) = world.tables[-1].routes
+        assert route.targets == ()
+        supervisor.mesh.count(replace(busy, models=(ModelTraffic("b", requests=1),)))
+        await passes(world, supervisor, 2)
+        assert world.heard.stage("b") is None
+        assert B_UNIT not in world.engines
