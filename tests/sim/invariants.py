@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from meshd.mesh.intake import REBURIAL_S
 from meshd.mesh.record import Stage
 from meshd.mesh.view import MeshView, Status
 from meshd.planner.claims import Engine
@@ -47,6 +48,7 @@ class Bounds:
     :ivar served_s: beside its load, for a model that could be served: detection, grace, burial,
         claim, a pass of the planner, and one lost message made good by anti-entropy.
     :ivar starts_per_cause: engine starts a blow, a shift of demand, or a failed load may cause.
+    :ivar no_false_death: nobody who lives may be buried: where nothing but crashes happens.
     """
 
     settle_s: float = 15.0
@@ -54,6 +56,7 @@ class Bounds:
     blink_s: float = 3.0
     served_s: float = 30.0
     starts_per_cause: float = 3.0
+    no_false_death: bool = False
 
 
 @dataclass(slots=True)
@@ -80,9 +83,12 @@ class Watch:
         self._highest: dict[tuple[str, str], int] = {}
         self._session: dict[str, int] = {}
         self._missing: dict[tuple[str, str], tuple[float, float]] = {}
+        self._risen: dict[str, int] = {}
+        self._process: dict[str, int] = {}
+        self._excused_s: dict[str, float] = {}
         self._faces: dict[int, tuple[frozenset[str], frozenset[str]]] = {}
         self._unserved_s: dict[str, float] = {}
-        self._given_back: dict[tuple[str, str], tuple[float, int]] = {}
+        self._given_back: dict[tuple[str, str], tuple[float, bool, int]] = {}
         self._hits: defaultdict[str, int] = defaultdict(int)
 
     def fail(self, rule: str, text: str) -> None:
@@ -96,6 +102,7 @@ class Watch:
         """To be called every `LOOK_S`."""
         groups: defaultdict[object, set[str]] = defaultdict(set)
         for node in self.world.nodes:
+            self._refuted(node)
             label = self._state(node)
             old, since = self._label.get(node.id, (GONE, 0))
             since = since + 1 if label == old else 1
@@ -124,7 +131,9 @@ class Watch:
         forbidden = {
             node
             for node, (other, looks) in self._label.items()
-            if other not in (label, VAGUE) and looks >= self._looks
+            if other not in (label, VAGUE)
+            and looks >= self._looks
+            and self._excused_s.get(node, 0.0) <= self.world.clock.now_s
         }
         for node in sorted(well):
             member = self.world.by_id[node].member
@@ -135,6 +144,21 @@ class Watch:
                     self._miss(node, missing, suspect=missing in seen)
             if not seen.isdisjoint(forbidden):
                 self.fail("dead-in-no-view", f"{node} still sees {min(seen & forbidden)}")
+
+    def _refuted(self, node: SimNode) -> None:
+        """Whoever buried a node in vain is not believed again for a while where its token is."""
+        if node.member is not None:
+            before = self._risen.get(node.id, node.member.incarnation)
+            self._risen[node.id] = node.member.incarnation
+            if node.member.incarnation > before and node.process == self._process.get(node.id):
+                self.holds(node.id, REBURIAL_S)
+                if self.bounds.no_false_death:
+                    self.fail("no-false-death", f"{node.id} was buried alive")
+            self._process[node.id] = node.process
+
+    def holds(self, node: str, for_s: float) -> None:
+        """It asked to be waited for."""
+        self._excused_s[node] = self.world.clock.now_s + for_s + self.bounds.settle_s
 
     def _miss(self, node: str, missing: str, *, suspect: bool) -> None:
         """One lost ping may make a suspect for a moment, and when halves meet, one's burials come
@@ -182,28 +206,35 @@ class Watch:
                 if member.record.session not in owner.sessions:
                     self.fail("written-by-owner-only", f"{node.id} has {member.record.session}")
 
-    def equal(self) -> None:
-        """After a time without events: everybody who is connected sees the same."""
+    def rest(self) -> list[tuple[str, str]]:
+        """What is not as it must be after a time without events: rule and text."""
         parts: defaultdict[object, dict[int, str]] = defaultdict(dict)
         demand: dict[object, dict[str, float]] = {}
+        found: list[tuple[str, str]] = []
         for node in self.world.nodes:
             label = self._state(node)
             if node.member is None or label in (GONE, VAGUE):
                 continue
             view = node.member.view()
             parts[label].setdefault(view.digest, node.id)
-            for member in view.members:
-                if member.status is not Status.ALIVE:
-                    self.fail("quiet-is-calm", f"{node.id} sees {member.id} as {member.status}")
+            found += [
+                ("quiet-is-calm", f"{node.id} sees {member.id} as {member.status}")
+                for member in view.members
+                if member.status is not Status.ALIVE
+            ]
             rates = node.rates()
             first = demand.setdefault(label, rates)
             for model in sorted(first.keys() | rates.keys()):
                 one, other = first.get(model, 0.0), rates.get(model, 0.0)
                 if abs(one - other) > DEMAND_APART * max(one, other) + 0.01:
-                    self.fail("demand-equal", f"{node.id}: {model} {other:.4f}, others {one:.4f}")
-        for digests in parts.values():
-            if len(digests) > 1:
-                self.fail("views-equal", f"{len(digests)} views, by {sorted(digests.values())[:3]}")
+                    text = f"{node.id}: {model} {other:.4f}, others {one:.4f}"
+                    found.append(("demand-equal", text))
+        found += [
+            ("views-equal", f"{len(digests)} views, by {sorted(digests.values())[:3]}")
+            for digests in parts.values()
+            if len(digests) > 1
+        ]
+        return found
 
     # --- models
 
@@ -220,24 +251,26 @@ class Watch:
 
     def moved(self, node: SimNode, model: str, before: Stage | None, after: Stage | None) -> None:
         if after is Stage.DRAINING:
-            self._given_back[node.id, model] = (self.world.clock.now_s, self._cause(model))
-            deed = node.brain.deeds[model]
-            self.world.trace.note(
-                self.world.clock.now_s, "release", node.id, model, deed.assignment.detail
-            )
+            now_s, detail = self.world.clock.now_s, node.brain.deeds[model].assignment.detail
+            self.world.trace.note(now_s, "release", node.id, model, detail)
+            # What gave way to another model may come back for what befalls that one.
+            alone = "asked for by name" not in detail
+            self._given_back[node.id, model] = (now_s, alone, self._cause(model, alone=alone))
         elif after is Stage.FAILED:
             self._hits[model] += 1
             self.tally.causes += 1
 
-    def _cause(self, model: str) -> int:
-        return self._hits[model] + self.world.clients.shifts
+    def _cause(self, model: str, *, alone: bool) -> int:
+        hits = self._hits[model] if alone else self.tally.causes
+        return hits + self.world.clients.shifts
 
     def loading(self, node: SimNode, model: str, plan: MeshPlan, view: MeshView) -> None:
         """An engine is about to start here."""
         now_s = self.world.clock.now_s
         self.tally.starts += 1
-        given_s, cause = self._given_back.pop((node.id, model), (-1e9, 0))
-        if now_s - given_s < self.world.settings.habits.dwell_s and cause == self._cause(model):
+        given_s, alone, cause = self._given_back.pop((node.id, model), (-1e9, True, 0))
+        soon = now_s - given_s < self.world.settings.habits.dwell_s
+        if soon and cause == self._cause(model, alone=alone):
             self.fail("no-oscillation", f"{node.id} gave {model} back at {given_s:.1f} s")
         placement = plan.placement(model)
         wanted = placement.wanted if placement is not None else 0

@@ -60,7 +60,7 @@ class SimNode:
         self.plan: MeshPlan | None = None
         self.session = ""
         self.sessions: set[str] = set()
-        self._process = 0
+        self.process = 0
         self._tick: Event | None = None
         self._pass: Event | None = None
         self._again: Event | None = None
@@ -73,9 +73,9 @@ class SimNode:
     # --- its process
 
     def start(self) -> None:
-        self._process += 1
+        self.process += 1
         self.disk.incarnation += 1
-        self.session = f"{self.id}-{self._process}"
+        self.session = f"{self.id}-{self.process}"
         self.sessions.add(self.session)
         self.counter = DemandCounter(now=self.clock.now_s)
         self.plan = None
@@ -103,6 +103,7 @@ class SimNode:
         if clean:
             if hold_s:
                 self.member.hold(hold_s)
+                self.world.watch.holds(self.id, hold_s)
             else:
                 self.member.leave()
             self._perform()
@@ -183,10 +184,10 @@ class SimNode:
         return station.frozen or station.stalled
 
     def _ask(self, ask: Ask) -> None:
-        process = self._process
+        process = self.process
 
         def answered(found: bytes | None) -> None:
-            if self.member is None or self._process != process:
+            if self.member is None or self.process != process:
                 return
             self.member.answered(ask.number, found)
             self._perform()
@@ -252,7 +253,7 @@ class SimNode:
         if now_s >= self._weigh_s:
             # A few phases only, so that nodes differ in what they know and still share work.
             every_s = self.world.settings.habits.weigh_s
-            phase_s = (self._process + self.world.network.stations[self.id].index) % 3 * every_s / 3
+            phase_s = (self.process + self.world.network.stations[self.id].index) % 3 * every_s / 3
             self._weigh_s = ((now_s - phase_s) // every_s + 1) * every_s + phase_s
             self._heat = self._weigh()
         plan = self.world.planning.plan(view, self._heat)
