@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from meshd.config.settings import Preset
-from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target
+from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target, dialable
 from meshd.mesh.record import Assignment, NodeRecord, Stage
 from meshd.mesh.view import MemberView, Status
 from meshd.mesh_share import Share
@@ -78,9 +78,9 @@ def with_mesh(table: RoutingTable, mine: Share | None, ways: Ways) -> RoutingTab
     known = sorted(others, key=lambda one: (ways.rtt_ms.get(one.id, float("inf")), one.id))
     here = [member for member in view.members if member.id == view.me]
     peers = tuple(
-        Peer(member.id, _address(member.record, ways), member.record.name)
+        Peer(member.id, address, member.record.name)
         for member in (*here, *known)
-        if member.record.addresses and member.status is Status.ALIVE
+        if member.status is Status.ALIVE and (address := _address(member.record, ways))
     )
     return replace(table, routes=tuple(routes.values()), peers=peers)
 
@@ -101,7 +101,7 @@ def _route(
         for member in others
         if (assignment := member.record.assignment(placement.model)) is not None
         and assignment.stage in _STATES
-        and member.record.addresses
+        and _address(member.record, ways)
     ]
     targets = tuple(_target(member, assignment, ways) for member, assignment in running)
     states = [_STATES[assignment.stage] for _, assignment in running]
@@ -163,8 +163,10 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
 
 
 def _address(record: NodeRecord, ways: Ways) -> str:
+    """ "" where it has none: the gateway refuses a table whole for one that it cannot dial."""
     best = ways.addresses.get(record.id, "")
-    return best if best in record.addresses else record.addresses[0]
+    usable = [address for address in record.addresses if dialable(address)]
+    return best if best in usable else next(iter(usable), "")
 
 
 def _why_not(placement: Placement, running: list[tuple[MemberView, Assignment]]) -> str:

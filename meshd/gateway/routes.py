@@ -158,7 +158,7 @@ def _check(table: RoutingTable) -> None:
         for target in route.targets:
             _check_target(route.model, target)
     for peer in table.peers:
-        if not _dialable(peer.address):
+        if not dialable(peer.address):
             raise RoutingTableError(
                 f"routing table: a peer's address is not host:port: {peer.address!r}"
             )
@@ -166,7 +166,7 @@ def _check(table: RoutingTable) -> None:
 
 def _check_target(model: str, target: Target) -> None:
     if target.address and not target.socket:
-        if not _dialable(target.address):
+        if not dialable(target.address):
             raise RoutingTableError(
                 f"routing table: {model!r} has a target whose address is not host:port: "
                 f"{target.address!r}"
@@ -179,6 +179,6 @@ def _check_target(model: str, target: Target) -> None:
         )
 
 
-def _dialable(address: str) -> bool:
+def dialable(address: str) -> bool:
     """Whether it is ``host:port`` with nothing in it that a URL would read as something else."""
     return _ADDRESS.fullmatch(address) is not None

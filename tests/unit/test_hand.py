@@ -151,6 +151,17 @@ async def test_what_is_refused_stays_as_it_is_and_the_rest_goes_on(node: Node) -
     assert dropin_path(unit("a"), node.units).read_text() == node.text(spec("a"))
 
 
+async def test_what_is_left_as_it_is_is_not_stopped_though_nobody_wants_it(node: Node) -> None:
+    node.want(spec("a"), spec("b"))
+    await node.hand()
+    desired = Desired(2, (spec("b", slots=9),), leave=(unit("a"), unit("b")))
+    write_desired(node.paths.desired, desired)
+    outcome = await node.hand()
+    assert (outcome.stopped, outcome.restarted) == ((), (unit("b"),))
+    assert node.systemd.running[unit("a")] == node.text(spec("a"))
+    assert dropin_path(unit("a"), node.units).exists()
+
+
 async def test_a_spec_that_cannot_be_written_is_refused(node: Node) -> None:
     node.want(replace(spec("a"), reads=("/a\nb",)), spec("b"), spec("b"))
     outcome = await node.hand()

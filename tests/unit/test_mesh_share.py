@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from meshd.config.settings import Config, NodeSettings, Replicas, Role
 from meshd.deeds import Deeds, EngineNow
-from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.gateway.routes import ModelState, Route, RoutingTable, Target, decode, encode
 from meshd.gateway.traffic import ModelTraffic, TrafficReport
 from meshd.mesh.demand import DemandCounter
 from meshd.mesh.record import NodeRecord, Stage
@@ -254,6 +254,21 @@ def test_status_tells_where_the_others_models_run() -> None:
         lines = member_lines(one.shared.view, {}, {"n2": 1.5})
         assert [line.me for line in lines] == [one.id == "n1", one.id == "n2"]
         assert lines[1].rtt_ms == 1.5
+
+
+def test_who_says_nonsense_of_where_it_is_spoils_no_table() -> None:
+    lab = Lab(box("n1", "a", "b"), box("n2", "a", "b"), box("n3"))
+    lab.run(10)
+    (here,) = lab.serving("a")
+    (far,) = lab.serving("b")
+    one = lab.boxes[here]
+    for nonsense in ((), ("nowhere",), ("x/y:1", f"{far}:9338")):
+        lab.records[far] = replace(lab.records[far], addresses=nonsense)
+        one.step(lab.view(here), {})
+        assert one.shared is not None
+        table = decode(encode(with_mesh(RoutingTable(node=here), one.shared, Ways(mesh="m"))))
+        targets = [t.address for r in table.routes for t in r.targets if t.node == far]
+        assert targets == [address for address in nonsense if address == f"{far}:9338"]
 
 
 def test_load_is_told_in_steps() -> None:
