@@ -163,7 +163,7 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
 
 
 def _address(record: NodeRecord, ways: Ways) -> str:
-    """ "" where it has none: the gateway refuses a table whole for one that it cannot dial."""
+    """Empty where it has none: the gateway refuses a table whole for one that it cannot dial."""
     best = ways.addresses.get(record.id, "")
     usable = [address for address in record.addresses if dialable(address)]
     return best if best in usable else next(iter(usable), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 import structlog
@@ -18,7 +19,7 @@ from meshd.errors import UserError
 from meshd.mesh.record import HeldModel
 from meshd.models.facts_cache import FactsCache
 from meshd.models.library import Book, Library
-from meshd.models.shelf import find
+from meshd.models.shelf import find, is_glob
 from meshd.node.observe import observe as observe_hardware
 from meshd.paths import Paths
 from meshd.pipeline import Observation, Sought
@@ -104,18 +105,26 @@ class NodeObserver:
         """Models that other nodes name. Only this node's own folders are searched for them."""
         if not sought:
             return ()
-        folders = _folders(config)
-        by_content = {book.fingerprint: book for book in self._scan(config)}
-        return tuple(self._other(one, folders, by_content) for one in sought)
+        folders, books = _folders(config), self._scan(config)
+        by_content = {book.fingerprint: book for book in books}
+        return tuple(
+            _found(one.model, by_content[one.fingerprint])
+            if one.fingerprint in by_content
+            else self._other(one, folders, books)
+            for one in sought
+        )
 
-    def _other(
-        self, one: Sought, folders: tuple[Path, ...], by_content: dict[str, Book]
-    ) -> Candidate:
-        if one.fingerprint in by_content:
-            return _found(one.model, by_content[one.fingerprint])
+    def _other(self, one: Sought, folders: tuple[Path, ...], books: tuple[Book, ...]) -> Candidate:
         source = PurePosixPath(one.source)
+        name = source.name if source.is_absolute() else one.source
+        if is_glob(name):
+            # Others choose the pattern, so it costs what looking at our own list of names costs.
+            fit = [book for book in books if fnmatchcase(_file_name(book), source.name)]
+            if len(fit) == 1:
+                return _found(one.model, fit[0])
+            text = f"{len(fit)} models in this node's folders match {source.name}"
+            return Candidate(one.model, None, problem=text)
         try:
-            name = source.name if source.is_absolute() else one.source
             return _found(one.model, self._library.book(find(name, folders)))
         except (UserError, OSError) as error:
             return Candidate(one.model, None, problem=str(error))
@@ -142,11 +151,15 @@ def _found(model: str, book: Book) -> Candidate:
     )
 
 
+def _file_name(book: Book) -> str:
+    return Path(book.facts.files[0]).name
+
+
 def _held(book: Book) -> HeldModel:
     facts = book.facts
     return HeldModel(
         fingerprint=book.fingerprint,
-        file=Path(facts.files[0]).name,
+        file=_file_name(book),
         size_bytes=facts.file_bytes,
         architecture=facts.architecture,
         quantisation=facts.quantisation,

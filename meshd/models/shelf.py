@@ -27,7 +27,7 @@ def find(source: str, directories: Sequence[Path]) -> Path:
     """
     if not source or "\0" in source:
         raise UserError("models[].source is empty or no path")
-    if _is_glob(source):
+    if is_glob(source):
         return _find_glob(source, directories)
     if PurePosixPath(source).is_absolute():
         candidates = [Path(source)]
@@ -61,8 +61,8 @@ def scan(directories: Sequence[Path]) -> tuple[Path, ...]:
 def _find_glob(source: str, directories: Sequence[Path]) -> Path:
     pattern = PurePosixPath(source)
     if pattern.is_absolute():
-        fixed = [part for part in pattern.parts if not _is_glob(part)]
-        depth = next(i for i, part in enumerate(pattern.parts) if _is_glob(part))
+        fixed = [part for part in pattern.parts if not is_glob(part)]
+        depth = next(i for i, part in enumerate(pattern.parts) if is_glob(part))
         roots = [Path(*fixed[:depth])]
         pattern = PurePosixPath(*pattern.parts[depth:])
         anywhere = False
@@ -151,7 +151,8 @@ def _is_later_part(file: Path) -> bool:
     return match is not None and int(match["part"]) != 1
 
 
-def _is_glob(text: str) -> bool:
+def is_glob(text: str) -> bool:
+    """Whether a source is a pattern rather than a path."""
     return any(character in text for character in "*?[")
 
 

@@ -11,6 +11,7 @@ from meshd.models.facts import GgufFacts
 from meshd.models.library import Library
 from meshd.observe import NodeObserver
 from meshd.paths import under
+from meshd.pipeline import Sought
 from tests.unit.worlds import facts
 
 
@@ -55,3 +56,25 @@ def test_a_model_that_was_never_seen_is_missing(folder: Path) -> None:
     (found,) = observer._candidates(Config(models=(ModelSettings("a", str(folder / "no.gguf")),)))
     assert found.facts is None
     assert found.problem
+
+
+def test_a_pattern_of_another_node_is_matched_with_our_own_names_only(folder: Path) -> None:
+    observer = NodeObserver(under(folder))
+    observer._library = Library(Headers())  # type: ignore[arg-type]
+    deep = folder / "some/where/deep/down"
+    deep.mkdir(parents=True)
+    (deep / "b-7b.gguf").write_bytes(b"GGUF other")
+    config = Config(node=NodeSettings(model_dirs=(str(folder),)))
+
+    def found(source: str, fingerprint: str = "") -> str:
+        (one,) = observer._others(config, (Sought("m", source, fingerprint),))
+        return one.identity.partition(":")[0] if one.facts else ""
+
+    assert found("b*.gguf") == str(deep / "b-7b.gguf")
+    assert found("/srv/b-*.gguf") == str(deep / "b-7b.gguf")
+    # As a path this would be tried in more ways than there is time for.
+    assert found("**/" * 160 + "x*.gguf") == ""
+    assert found("/srv/a.gguf") == str(folder / "a.gguf")
+    assert found("../a.gguf") == ""
+    (known,) = observer._others(config, (Sought("m", "b*.gguf"),))
+    assert found("/srv/a.gguf", known.fingerprint) == str(deep / "b-7b.gguf")
