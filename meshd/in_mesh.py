@@ -164,9 +164,7 @@ class InMesh:
             joined.session.publish(share.record)
         except BadRecordError as error:
             _log.error("this node's record cannot be published", error=str(error))
-        due = self._demand.due(self._clock())
-        if due is not None:
-            joined.session.publish_demand(due)
+        self._tell_demand(joined.session)
         peers = {
             member.id: member.record.addresses
             for member in share.view.members
@@ -232,7 +230,9 @@ class InMesh:
         if self._joined is not None:
             for node in report.unreachable:
                 self._joined.session.doubt(node)
-            if missed or load != self._deeds.load():
+            # The next pass goes by what was told: what was asked first must not wait for another.
+            told = self._tell_demand(self._joined.session)
+            if told or missed or load != self._deeds.load():
                 self._wake()
 
     # -- inside ---------------------------------------------------------------------------------
@@ -244,6 +244,12 @@ class InMesh:
             if present != self._present:
                 self._present, self._calm_since_s = present, self._clock()
         self._wake()
+
+    def _tell_demand(self, session: MeshSession) -> bool:
+        due = self._demand.due(self._clock())
+        if due is not None:
+            session.publish_demand(due)
+        return due is not None
 
     async def _look(self) -> None:
         self._doctor = await asyncio.to_thread(self._examine)

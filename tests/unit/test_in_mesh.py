@@ -217,3 +217,15 @@ async def test_what_nobody_names_any_more_ends_when_its_answers_have(world: Mesh
         await passes(world, supervisor, 2)
         assert world.heard.stage("b") is None
         assert B_UNIT not in world.engines
+
+
+async def test_the_first_request_loads_a_model_that_nobody_needed(world: MeshWorld) -> None:
+    world.text = "models: [{name: a, source: a.gguf, replicas: {min: 0}}]\n"
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        assert world.heard.stage("a") is None
+        supervisor.mesh.count(TrafficReport("g", (ModelTraffic("a", requests=1, misses=1),)))
+        await passes(world, supervisor, 0.5)
+        assert world.heard.stage("a") is Stage.CLAIMED, "told in the pass that the miss woke"
+        await passes(world, supervisor, 2)
+        assert world.heard.stage("a") is Stage.READY
