@@ -24,6 +24,9 @@ from meshd.planner.view import NodeView
 from meshd.planner.wishes import Wanted, wanted
 
 OFFERS_MAX = 64
+# As the configuration's schema has them.
+_CONTEXT_LEAST, _CONTEXT_MOST = 64, 16_777_216
+_SLOTS_MOST = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +129,9 @@ def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSet
             # Not the other's path: what runs here must not restart because somebody spells it
             # differently.
             source=f"{one.model} (named by another node)",
-            context=one.context or "auto",
-            slots=one.slots or "auto",
+            # What no configuration of ours could say is nothing to plan with.
+            context=one.context if _CONTEXT_LEAST <= one.context <= _CONTEXT_MOST else "auto",
+            slots=one.slots if 1 <= one.slots <= _SLOTS_MOST else "auto",
             replicas=Replicas(one.least, "auto" if one.most is None else one.most),
             aliases=one.aliases,
         )

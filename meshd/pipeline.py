@@ -112,6 +112,9 @@ def propose(
         if not decision.served or candidate is None or candidate.facts is None:
             continue
         assert observation.engine is not None
+        if instance_name(decision.model) in {spec.name for spec in specs}:
+            refused[decision.model] = f"{decision.model}: another model's engine has this name"
+            continue
         try:
             spec = llama_spec(
                 decision, candidate.facts, observation.engine, observation.hardware, paths
@@ -182,20 +185,25 @@ def with_residency(
 
 
 def engines_now(
-    running: tuple[Running, ...], engines: tuple[EngineStatus, ...], last: Plan | None
+    running: tuple[Running, ...],
+    engines: tuple[EngineStatus, ...],
+    last: Proposal | None,
+    errors: tuple[str, ...] = (),
 ) -> dict[str, EngineNow]:
     """How the engine of each model is that this node runs or should, for the mesh.
 
-    :param running: with residency marked. :param last: of the pass before: what could not be done
-        although the mesh's plan wants it is for another node to do.
+    :param running: with residency marked. :param last: the pass before: what could not be done
+        although the mesh's plan wants it is for another node to do. :param errors: of its applying.
     """
-    found = {
-        decision.model: EngineNow(
-            Engine.FAILED, "; ".join(reason.text for reason in decision.blockers)
-        )
-        for decision in (last.decisions if last else ())
-        if not decision.served
-    }
+    found: dict[str, EngineNow] = {}
+    for decision in last.plan.decisions if last else ():
+        # Of one that runs more is known, below.
+        detail = "; ".join(reason.text for reason in decision.blockers)
+        if last and decision.served:
+            about = (f"{decision.model}: ", f"mesh-llama@{instance_name(decision.model)}.service")
+            lines = [line for line in (*last.refused, *errors) if line.startswith(about)]
+            detail = "; ".join(lines) or "its engine is not there"
+        found[decision.model] = EngineNow(Engine.FAILED, detail)
     for one in running:
         engine = engine_of(engines, instance_name(one.decision.model))
         if engine is None:

@@ -253,8 +253,8 @@ class Supervisor:
         observation = await self._observer(loaded, self._mesh.sought(loaded.config))
         engines = await self._applier.observe()
         running = pipeline.with_residency(self._running, engines, self._health.ready)
-        last = self._proposal.plan if self._proposal else None
-        around = self._mesh.around(pipeline.engines_now(running, engines, last))
+        now = pipeline.engines_now(running, engines, self._proposal, self._carry_out.errors)
+        around = self._mesh.around(now)
         # Many layouts of a large model that does not fit are seconds of work.
         return await asyncio.to_thread(
             pipeline.propose, loaded.config, observation, engines, running, self._paths, around

@@ -7,6 +7,7 @@ smallest id says. So that all nodes agree without asking each other; a note says
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from meshd.mesh.record import NodeRecord, Wish
@@ -67,6 +68,14 @@ class _Sum:
                 self.differing.setdefault(name, (other, node.name or node.id))
 
 
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a configuration could name a model like this; nobody serves what none could."""
+    return _MODEL_NAME.fullmatch(text) is not None
+
+
 def wanted(view: MeshView) -> tuple[Wanted, ...]:
     """One entry a model, in the order in which configurations name them, then by name.
 
@@ -77,6 +86,8 @@ def wanted(view: MeshView) -> tuple[Wanted, ...]:
     records = (*(member.record for member in view.members), *view.dead)
     for record in sorted(records, key=lambda record: record.id):
         for order, wish in enumerate(record.wishes):
+            if not is_model_name(wish.model):
+                continue
             known = sums.get(wish.model)
             if known is None:
                 known = sums[wish.model] = _Sum(

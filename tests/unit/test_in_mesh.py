@@ -26,6 +26,7 @@ from meshd.paths import under
 from meshd.pipeline import Observation, Sought
 from meshd.planner.view import Candidate
 from meshd.supervisor import Supervisor
+from meshd.units.llama import instance_name
 from tests.unit.test_supervisor import RecordingNotifier, World
 from tests.unit.worlds import facts, hardware
 
@@ -229,3 +230,41 @@ async def test_the_first_request_loads_a_model_that_nobody_needed(world: MeshWor
         assert world.heard.stage("a") is Stage.CLAIMED, "told in the pass that the miss woke"
         await passes(world, supervisor, 2)
         assert world.heard.stage("a") is Stage.READY
+
+
+async def test_an_engine_that_cannot_be_started_is_no_engine_that_loads(world: MeshWorld) -> None:
+    world.heard.others = (other("b"),)
+    world.apply_error = f"{B_UNIT}: not in the folders that /etc/mesh allows"
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        assert world.heard.own is not None
+        failed = world.heard.own.assignment("b")
+        assert failed is not None
+        assert (failed.stage, failed.detail) == (Stage.FAILED, world.apply_error)
+        world.apply_error = ""
+        await passes(world, supervisor, 2)
+        assert world.heard.stage("b") is Stage.READY
+
+
+async def test_names_that_no_configuration_could_have_are_nobodys_models(world: MeshWorld) -> None:
+    long = "x" * 50
+    twin = instance_name(long)
+    hostile = ("--model", "a b", "Ü", "%n", "../x", "$(id)", "A", "a" * 64)
+    world.heard.others = (other(*hostile, long, twin),)
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 10)
+        assert list(world.engines) == [f"mesh-llama@{twin}.service"]
+        names = {one.name for one in supervisor.status().models}
+        assert names == {long, twin}
+        (refused,) = supervisor.status().degraded
+        assert "another model's engine has this name" in refused
+
+
+async def test_absurd_shapes_are_planned_as_if_nothing_was_said(world: MeshWorld) -> None:
+    most = 2**63 - 1
+    absurd = Wish("b", "b.gguf", context=most, slots=most, least=most, most=most, aliases=("b",))
+    world.heard.others = (replace(other(), wishes=(absurd,)),)
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        assert world.heard.stage("b") is Stage.READY
+        assert supervisor.status().models[0].slots == 4
