@@ -45,7 +45,8 @@ def _namespaces() -> bool:
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(not _namespaces(), reason="no network namespaces here")
 def test_measures_three_nodes() -> None:
-    options = ["--sizes", "3", "--idle-s", "3", "--trials", "1", "--changes", "2", "--no-serf"]
+    options = ["--sizes", "3", "--fleets", "meshd", "--settle-s", "2", "--idle-s", "3"]
+    options += ["--trials", "1", "--changes", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "tools.bench_mesh", *options],
         cwd=ROOT,

@@ -1,8 +1,9 @@
 """Measure meshd's membership and Serf's, in one run, and print a table.
 
-``python -m tools.bench_mesh [--sizes 5,20,50] [--stress] [--no-serf]``: some ten minutes for each
-size. Needs Linux's network namespaces (root, or unprivileged user namespaces), iproute2, and nft
-for --stress. Serf is Debian's package; without it, only meshd is measured.
+``python -m tools.bench_mesh [--sizes 5,20,50] [--fleets meshd,serf] [--stress]``: some five minutes
+for each size of each fleet. Needs Linux's network namespaces (root, or unprivileged user
+namespaces), iproute2, and nft for --stress. Serf is Debian's package; without it, only meshd is
+measured.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tools.bench_mesh.table import render, render_stress
 from tools.bench_mesh.trials import Effort, Figures, measure, note, start_all
 
 _MOST = 200
+_FLEETS = ("meshd", "serf-encrypted", "serf")
 _STRESS_NODES = 20
 _LOSS_NODES = 12
 
@@ -35,10 +37,12 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench_mesh", description=__doc__)
     parser.add_argument("--sizes", type=_sizes, default=(5, 20, 50), help="nodes; default 5,20,50")
     parser.add_argument("--idle-s", type=float, default=60.0, help="quiet seconds to measure")
+    parser.add_argument("--settle-s", type=float, default=75.0, help="before them; default 75")
     parser.add_argument("--trials", type=int, default=3, help="of each kind of death; default 3")
     parser.add_argument("--changes", type=int, default=10)
-    parser.add_argument("--no-serf", action="store_true")
-    parser.add_argument("--no-encrypted-serf", action="store_true")
+    parser.add_argument(
+        "--fleets", type=_fleets, default=_FLEETS, help=f"default {','.join(_FLEETS)}"
+    )
     parser.add_argument("--stress", action="store_true", help="busy cores, loss, cuts as well")
     parser.add_argument("--stress-only", action="store_true")
     parser.add_argument("--stress-s", type=float, default=60.0, help="how long each stress lasts")
@@ -62,6 +66,13 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def _fleets(text: str) -> tuple[str, ...]:
+    fleets = tuple(text.split(","))
+    if not set(fleets) <= set(_FLEETS):
+        raise argparse.ArgumentTypeError(f"fleets are {', '.join(_FLEETS)}")
+    return fleets
+
+
 async def _run(chosen: argparse.Namespace, folder: Path) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M')}, {os.cpu_count()} cores, {platform.release()}")
     if not chosen.stress_only:
@@ -71,23 +82,22 @@ async def _run(chosen: argparse.Namespace, folder: Path) -> None:
 
 
 async def _compare(chosen: argparse.Namespace, folder: Path) -> None:
-    effort = Effort(chosen.idle_s, chosen.changes, *[chosen.trials] * 3)
-    ours: list[Figures] = []
-    theirs: list[Figures] = []
-    clear: list[Figures] = []
-    with_serf = not chosen.no_serf and serf_fleet.available()
-    if not chosen.no_serf and not with_serf:
+    effort = Effort(chosen.settle_s, chosen.idle_s, chosen.changes, *[chosen.trials] * 3)
+    fleets = chosen.fleets
+    if fleets != ("meshd",) and not serf_fleet.available():
         print("Serf is not installed (apt install serf): meshd alone", flush=True)
-    for size in chosen.sizes:
-        ours.append(await _one(MeshdFleet(folder), size, effort))
-        if with_serf:
-            if not chosen.no_encrypted_serf:
-                theirs.append(
-                    await _one(serf_fleet.SerfFleet(folder, encrypted=True), size, effort)
-                )
-            clear.append(await _one(serf_fleet.SerfFleet(folder, encrypted=False), size, effort))
+        fleets = ("meshd",)
+    found = [
+        await _one(_fleet(name, folder), size, effort) for name in fleets for size in chosen.sizes
+    ]
     print("Times: median / worst. Bytes, CPU, memory: mean / most of any node.\n")
-    print(render([*ours, *theirs, *clear]), flush=True)
+    print(render(found), flush=True)
+
+
+def _fleet(name: str, folder: Path) -> Fleet:
+    if name == "meshd":
+        return MeshdFleet(folder)
+    return serf_fleet.SerfFleet(folder, encrypted=name == "serf-encrypted")
 
 
 async def _one(fleet: Fleet, size: int, effort: Effort) -> Figures:

@@ -8,6 +8,7 @@ unprivileged user namespaces are allowed.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -30,10 +31,13 @@ def enter(module: str, arguments: list[str]) -> None:
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     kinds = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(
-        ["unshare", *user, *kinds, *command], env={**os.environ, _INSIDE: "1"}, check=False
-    )
-    sys.exit(done.returncode)
+    whole = subprocess.Popen(["unshare", *user, *kinds, *command], env={**os.environ, _INSIDE: "1"})
+    # unshare ignores what would end it kindly, and takes all of them along when it is killed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(whole.wait())
+    finally:
+        whole.kill()
 
 
 def _prepare() -> None:

@@ -40,7 +40,7 @@ class Stress:
 
 async def start_at_once(fleet: MeshdFleet, nodes: int) -> Stress:
     """Cold: none has state, all begin in the same moment, and the mesh is none yet."""
-    took_s = await start_all(fleet, range(1, nodes + 1))
+    took_s = await start_all(fleet, range(1, nodes + 1), 0.0)
     took = "never one view" if took_s is None else f"one view after {took_s:.1f} s"
     return Stress("all start at once", nodes, None, None, took)
 

@@ -17,6 +17,7 @@ from tools.bench_mesh.observed import ALIVE, GONE, Sight
 from tools.bench_mesh.process_cost import cpu_s, memory
 
 _START_AT_ONCE = 4
+START_APART_S = 0.1
 _WHOLE_S = 180.0
 _CHANGE_S = 20.0
 _MISSED_S = 60.0
@@ -26,8 +27,9 @@ Seen = Callable[[Sight], bool]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is tried. :ivar idle_s: of quiet that is measured, after as much that is not."""
+    """How much is tried. :ivar idle_s: of quiet that is measured, after `settle_s` that is not."""
 
+    settle_s: float
     idle_s: float
     changes: int
     joins: int
@@ -39,7 +41,8 @@ class Effort:
 class Figures:
     """Of one fleet at one size. Times in seconds, one a trial; None: not seen by all in time.
 
-    :ivar start_s: from the first node's start until all views were whole.
+    :ivar start_s: from the first node's start until all views were whole; `START_APART_S` between
+        one and the next.
     :ivar sent_bytes_s: per node, Ethernet frames. :ivar cpu: per node, of one core.
     :ivar load: the machine's load average, before and after the quiet time.
     """
@@ -73,9 +76,12 @@ def note(*words: object) -> None:
     print(time.strftime("%H:%M:%S"), *words, file=sys.stderr, flush=True)
 
 
-async def start_all(fleet: Fleet, ports: Iterable[int]) -> float | None:
+async def start_all(
+    fleet: Fleet, ports: Iterable[int], apart_s: float = START_APART_S
+) -> float | None:
     """Start these nodes, and wait until each sees all.
 
+    :param apart_s: between one and the next.
     :returns: how long that took from the first one's start, None if it never came to that.
     """
     ports = list(ports)
@@ -86,9 +92,13 @@ async def start_all(fleet: Fleet, ports: Iterable[int]) -> float | None:
             await fleet.prepare(port)
 
     await asyncio.gather(*map(prepare, ports))
-    began = min(await asyncio.gather(*map(fleet.begin, ports)))
+    began = []
+    for port in ports:
+        began.append(asyncio.create_task(fleet.begin(port)))
+        await asyncio.sleep(apart_s)
+    first = min(await asyncio.gather(*began))
     whole = await fleet.seen.until(lambda: fleet.seen.exact(names(ports)), _WHOLE_S)
-    return fleet.seen.all[-1].at_s - began if whole else None
+    return fleet.seen.all[-1].at_s - first if whole else None
 
 
 async def measure(fleet: Fleet, network: Network, nodes: int, effort: Effort) -> Figures:
@@ -97,7 +107,7 @@ async def measure(fleet: Fleet, network: Network, nodes: int, effort: Effort) ->
     ports = list(range(1, nodes + 1))
     figures.start_s = await start_all(fleet, ports)
     note(fleet.name, nodes, "nodes, whole after", figures.start_s)
-    await asyncio.sleep(effort.idle_s)
+    await asyncio.sleep(effort.settle_s)
     await _idle(fleet, network, figures, effort.idle_s)
     note("idle:", round(statistics.mean(figures.sent_bytes_s)), "B/s per node")
     rng = random.Random(nodes)
