@@ -147,14 +147,16 @@ class Watch:
 
     def _refuted(self, node: SimNode) -> None:
         """Whoever buried a node in vain is not believed again for a while where its token is."""
-        if node.member is not None:
-            before = self._risen.get(node.id, node.member.incarnation)
-            self._risen[node.id] = node.member.incarnation
-            if node.member.incarnation > before and node.process == self._process.get(node.id):
+        if node.member is None:
+            return
+        now, before = node.member.incarnation, self._risen.get(node.id, 0)
+        self._risen[node.id] = now
+        if now > before:
+            if self.world.settings.faults.zombie:
                 self.holds(node.id, REBURIAL_S)
-                if self.bounds.no_false_death:
-                    self.fail("no-false-death", f"{node.id} was buried alive")
-            self._process[node.id] = node.process
+            if self.bounds.no_false_death and node.process == self._process.get(node.id):
+                self.fail("no-false-death", f"{node.id} was buried alive")
+        self._process[node.id] = node.process
 
     def holds(self, node: str, for_s: float) -> None:
         """It asked to be waited for."""

@@ -17,6 +17,7 @@ from tests.sim.station import Station
 from tests.sim.trace import Trace
 
 Pair = tuple[str, str]
+WITNESS_S = 1.0
 
 
 def pair(a: str, b: str) -> Pair:
@@ -313,14 +314,14 @@ class Network:
             for node, source in core.known.items()
             if source not in reached and source != "zombie"
         ]
-        honest = not self.faults.zombies_shared and core.id == min(reached)
-        chance = 0.0 if honest else self.faults.zombie
-        kept = {source for _, source in lost if self.random.random() < chance}
+        kept = {source for _, source in lost if self.random.random() < self.faults.zombie}
         gone = []
         for node, source in lost:
             if source in kept and self.random.random() < self.faults.zombie_part:
                 core.known[node] = "zombie"
                 self.trace.note(self.clock.now_s, "zombie", core.id, node)
+                if not self.faults.zombies_shared:
+                    self.clock.after(WITNESS_S, self._lay, core, node)
             else:
                 del core.known[node]
                 gone.append(node)
@@ -345,6 +346,20 @@ class Network:
             self._spread(core, node, False)
         for node in came:
             self._spread(core, node, True)
+
+    def _lay(self, core: Station, node: str) -> None:
+        """A zombie that no other core of this part sees through does not walk on."""
+        if core.known.get(node) != "zombie":
+            return
+        others = (self.stations[other] for other in self.component(core.id) if other != core.id)
+        if any(
+            one.awake and not one.dark and not one.stalled and node not in one.known
+            for one in others
+        ):
+            self.clock.after(WITNESS_S, self._lay, core, node)
+            return
+        del core.known[node]
+        self._spread(core, node, False)
 
     def _declare(self, core: Station, node: str) -> None:
         self._everywhere(core, node, True)
