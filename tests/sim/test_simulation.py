@@ -146,6 +146,7 @@ def test_an_engine_that_is_never_ready_is_noticed() -> None:
         SMALL,
         faults=PERFECT,
         rates=NO_BLOWS,
+        churn_s=60.0,
         habits=dataclasses.replace(SMALL.habits, fails=1.0, retry_s=1.0),
         bounds=Bounds(served_s=10.0),
     )
@@ -192,7 +193,7 @@ def _size(traffic: Traffic) -> int:
 
 
 def test_an_idle_node_costs_the_same_in_a_large_mesh() -> None:
-    small, large = _idle(50), _idle(300)
+    small, large = _idle(50), _idle(200)
     assert small[0] > 0
     assert large[0] <= 1.25 * small[0], (small, large)
     assert large[1] <= 1.25 * small[1], (small, large)
