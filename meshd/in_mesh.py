@@ -268,10 +268,14 @@ class InMesh:
 
 
 def _fingerprints(view: MeshView) -> dict[str, str]:
-    """What the content of each model is, by those that run or offer it."""
+    """What the content of each model is: by whose configuration names it, else by who offers it."""
+    records = (*(member.record for member in view.members), *view.dead)
+    named: dict[str, str] = {}
     found: dict[str, str] = {}
-    for member in view.members:
-        for offer in member.record.offers:
+    for record in records:
+        names = {wish.model for wish in record.wishes}
+        for offer in record.offers:
             if offer.fingerprint:
-                found.setdefault(offer.model, offer.fingerprint)
-    return found
+                told = named if offer.model in names else found
+                told.setdefault(offer.model, offer.fingerprint)
+    return {**found, **named}

@@ -46,10 +46,14 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """The alive and the suspect members by id, in its order, and who has which model assigned."""
+    """The alive and the suspect members by id, in its order, and who has which model assigned.
+
+    :ivar dead: for a name still means what it meant to them.
+    """
 
     known: Mapping[str, Known]
     assigned: Mapping[str, Mapping[str, Assignment]]
+    dead: tuple[NodeRecord, ...] = ()
 
     def assignment(self, model: str, node: str) -> Assignment | None:
         return self.assigned.get(model, {}).get(node)
@@ -88,7 +92,7 @@ def mesh_of(view: MeshView) -> Mesh:
         known[member.id] = Known(member, offers, _nearness(record), standby, alive)
         for one in reversed(record.assignments):
             assigned.setdefault(one.model, {})[member.id] = one
-    return Mesh(known, assigned)
+    return Mesh(known, assigned, view.dead)
 
 
 def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
@@ -96,15 +100,18 @@ def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
     model = asked.model
     excluded: dict[Code, list[tuple[str, str]]] = {}
     open_to: list[tuple[str, Offer]] = []
+    meant = _meant_by(asked, mesh.dead)
     for node, one in mesh.known.items():
         offer = one.offers.get(model)
+        if offer is not None and offer.fingerprint and node in asked.asked_by:
+            meant[offer.fingerprint] += 1
         obstacle = _obstacle(asked, one, offer)
         if obstacle is not None:
             excluded.setdefault(obstacle[0], []).append((node, obstacle[1]))
         elif offer is not None:
             open_to.append((node, offer))
     assigned = mesh.assigned.get(model, {})
-    fingerprint, notes = _content(open_to, assigned)
+    fingerprint, notes = _content(open_to, assigned, meant)
     nodes: list[str] = []
     for node, offer in open_to:
         if offer.fingerprint != fingerprint:
@@ -200,20 +207,40 @@ def _pinned_here(asked: Wanted, one: Known) -> bool:
 
 
 def _content(
-    open_to: list[tuple[str, Offer]], assigned: Mapping[str, Assignment]
+    open_to: list[tuple[str, Offer]],
+    assigned: Mapping[str, Assignment],
+    meant: Counter[str],
 ) -> tuple[str, tuple[str, ...]]:
-    """What most of those that could serve it hold; of equals what runs already, then the lowest."""
+    """What most of those that could serve it hold; of equals what runs already, then the lowest.
+
+    A file that only happens to have the right name somewhere has no say in what the name means.
+    """
     votes = Counter(offer.fingerprint for _, offer in open_to)
+    if meant:
+        known = meant.keys() & votes.keys()
+        votes = Counter({one: votes[one] for one in known}) if known else meant
     if len(votes) == 1:
-        return next(iter(votes)), ()
+        best = next(iter(votes))
+        others = sum(offer.fingerprint != best for _, offer in open_to)
+        return best, _elsewhere(others, len(open_to))
     runs = Counter(
         one.fingerprint for one in assigned.values() if one.stage in (Stage.LOADING, Stage.READY)
     )
     if not votes:
         return min(runs, key=lambda content: (-runs[content], content), default=""), ()
     best = min(votes, key=lambda content: (-votes[content], -runs[content], content))
-    others = len(open_to) - votes[best]
-    return best, (f"{others} of {len(open_to)} nodes hold other content under this name",)
+    others = sum(offer.fingerprint != best for _, offer in open_to)
+    return best, _elsewhere(others, len(open_to))
+
+
+def _meant_by(asked: Wanted, records: tuple[NodeRecord, ...]) -> Counter[str]:
+    """The content that the name has on those of these nodes whose configuration uses it."""
+    offers = (record.offer(asked.model) for record in records if record.id in asked.asked_by)
+    return Counter(offer.fingerprint for offer in offers if offer and offer.fingerprint)
+
+
+def _elsewhere(others: int, of: int) -> tuple[str, ...]:
+    return (f"{others} of {of} nodes hold other content under this name",) if others else ()
 
 
 def _nearness(record: NodeRecord) -> int:

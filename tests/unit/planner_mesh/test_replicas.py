@@ -130,6 +130,21 @@ def test_clients_pins_and_other_content_are_excluded_with_their_reasons() -> Non
     assert "1 of 3 nodes hold other content" in placement.notes[0]
 
 
+def test_what_a_name_means_is_for_those_to_say_who_use_it() -> None:
+    same_name = replace(offer("m", speed=500), fingerprint="something-else")
+    cannot = replace(offer("m"), strategy=Strategy.WAIT, code=Code.NO_MEMORY, problem="too large")
+    members = [node("b", same_name), node("c", same_name)]
+    plan = place_replicas(mesh(node("a", offer("m"), wishes=M), *members), {})
+    assert where(plan, "m") == ["a"]
+    # Nobody serves something else under its name, also where its own node cannot serve it.
+    for names_it in (node("a", cannot, wishes=M), node("a", cannot, wishes=M, status=Status.DEAD)):
+        alive = [one for one in (names_it, *members) if one.status is Status.ALIVE]
+        dead = tuple(one.record for one in (names_it,) if one.status is Status.DEAD)
+        (placement,) = place_replicas(replace(mesh(*alive), dead=dead), {}).placements
+        assert placement.replicas == ()
+        assert {one.code for one in placement.excluded} >= {Code.OTHER_CONTENT}
+
+
 def test_a_standby_helps_only_where_nobody_else_can() -> None:
     slow, spare = offer("m", speed=5), offer("m", speed=500)
     view = mesh(node("a", slow, wishes=M), node("s", spare, wishes=M, role="standby"))
