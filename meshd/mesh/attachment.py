@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +31,19 @@ from meshd.mesh.zenoh_config import SessionPlan, listen_endpoint, quic_endpoint,
 
 _log = structlog.get_logger(__name__)
 
-OPEN_S = 1.5
+# Of a handshake; more while handshakes fail, since the machines may only be overloaded.
+_OPEN_S = 1.5
+_OPEN_MOST_S = 6.0
+# Who is nobody's seed waits so long for the seeds before it begins a mesh without them: a large
+# mesh that starts all at once must not begin as one of cores only, which no machine can carry.
+_SEEDS_S = (20.0, 40.0)
+_PAUSE_S, _PAUSE_MOST_S = 0.2, 5.0
+_JOIN_MOST = 3
+# Time that passed in longer steps passed because nothing ran here, and says nothing of others.
+_LONGEST_STEP_S = 3.0
+_LOST_TRIES = 2
+# A person who looks should not have to wait for us to give up.
+_SAY_S = 3.0
 _STEP_S = 1.0
 _SETTLED_S = 0.7
 _SETTLED_LATEST_S = 3.0
@@ -109,6 +121,9 @@ class Attachment:
         self._session_at = time.monotonic()
         self._search_at, self._search_s = 0.0, _SEARCH_FIRST_S
         self.searched = False
+        self._open_s = _OPEN_S
+        self._lost_tries = 0
+        self._stepped_at = time.monotonic()
         self._reopen_wanted = False
         self._rehome_at = 0.0
         self._revoked_done: frozenset[str] = frozenset()
@@ -176,30 +191,78 @@ class Attachment:
     async def _begin(self) -> None:
         """Join through whoever answers; open as a core when nobody did for long enough."""
         started = time.monotonic()
-        patience_s = OPEN_S + random.uniform(0, 0.5)  # noqa: S311 -- jitter
+        patience_s = self._open_s + random.uniform(0, 0.5)  # noqa: S311 -- jitter
         if not self._seed:
-            # Who is nobody's seed waits for the seeds, so that a large mesh that starts all at
-            # once does not begin as one of cores only.
-            patience_s += random.uniform(1.5, 3.5)  # noqa: S311
-        pause_s = 0.2
+            patience_s += random.uniform(*_SEEDS_S)  # noqa: S311
+        pause_s = _PAUSE_S
         while self._now is None:
-            left_s = patience_s - (time.monotonic() - started)
-            reached = await self._find(enough=1, timeout_s=max(0.3, min(OPEN_S, left_s)))
+            candidates = await self._around.candidates(scout=self._lan)
             try:
-                if reached and self._settings.core is not Core.ALWAYS:
-                    await self._open_client(reached)
-                elif reached or left_s <= 0:
-                    await self._open_core(reached, await self._around.candidates(scout=False))
+                if self._settings.core is Core.ALWAYS or not (candidates or self._lan):
+                    await self._open_core((), candidates)
+                elif self._seed:
+                    await self._join_as_seed(candidates)
+                else:
+                    await self._join(candidates)
             except BusError as error:
-                self._fail(str(error))
+                if not self.problem and time.monotonic() - started > _SAY_S:
+                    self._fail(str(error))
+            if self._now is None and time.monotonic() - started >= patience_s:
+                with self._failing():
+                    await self._open_core((), candidates)
             if self._now is None:
-                if left_s <= 0:
-                    pause_s = min(pause_s * 2, 8.0)
+                # Who cannot be reached may be overloaded by all who try.
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311
+                pause_s = min(pause_s * 2, _PAUSE_MOST_S)
+                # What the machine did not let us do is not what others did not do.
+                late_s = await _lateness_s()
+                patience_s += 10 * late_s
+
+    async def _join_as_seed(self, candidates: Sequence[Candidate]) -> None:
+        """Others wait for this node, so it tries all at the same time. :raises BusError: nobody
+        answered.
+        """
+        found = await self._reach(candidates, enough=1, timeout_s=self._open_s)
+        reached = self._usable(found)
+        if not reached:
+            raise BusError("no other node answers")
+        await self._open_client(reached)
+
+    async def _join(self, candidates: Sequence[Candidate]) -> None:
+        """Be a client of the first that answers; one handshake a node is all that it costs.
+
+        :raises BusError: nobody did.
+        """
+        if not candidates:
+            raise BusError("no other node is known")
+        ordered = sorted(candidates, key=lambda one: cores.rank(f"{one}{self._node}"))
+        ordered.sort(key=lambda one: not one.core)
+        places = [one.addresses[0] for one in ordered[:_JOIN_MOST]]
+        # Of who is the only hope, every address.
+        places += [place for one in ordered[:_JOIN_MOST] for place in one.addresses[1:2]]
+        endpoints = tuple(quic_endpoint(place.host, place.port) for place in places)
+        try:
+            await self._open(core=False, connect=endpoints[: 2 * _JOIN_MOST])
+        except BusError:
+            self._open_s = min(1.5 * self._open_s, _OPEN_MOST_S)
+            raise
+        self._open_s = _OPEN_S
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except BusError as error:
+            self._fail(str(error))
 
     async def _find(self, *, enough: int, timeout_s: float) -> tuple[Reached, ...]:
         candidates = await self._around.candidates(scout=self._lan)
-        return self._usable(await self._reach(candidates, enough=enough, timeout_s=timeout_s))
+        found = self._usable(await self._reach(candidates, enough=enough, timeout_s=timeout_s))
+        if found:
+            self._open_s = _OPEN_S
+        elif candidates:
+            self._open_s = min(1.5 * self._open_s, _OPEN_MOST_S)
+        return found
 
     def _usable(self, reached: Sequence[Reached]) -> tuple[Reached, ...]:
         """One each, and nobody who was revoked."""
@@ -213,6 +276,8 @@ class Attachment:
 
     async def _step(self) -> None:
         now = time.monotonic()
+        self._linked_at += max(0.0, now - self._stepped_at - _LONGEST_STEP_S)
+        self._stepped_at = now
         bus = self.bus
         if bus is None or bus.closed:
             if bus is not None and bus.stranger:
@@ -222,7 +287,7 @@ class Attachment:
             return
         links = {link.node for link in bus.links()}
         if links:
-            self._linked_at = now
+            self._linked_at, self._lost_tries = now, 0
         if links or bus.core:
             self._set_problem("")
         if await self._obey_revocations(bus, links, now):
@@ -241,15 +306,17 @@ class Attachment:
                 await self._rehome()
             return
         if self._reopen_wanted or alone_s >= _STEP_S:
-            reached = await self._find(enough=1, timeout_s=OPEN_S)
+            reached = await self._find(enough=1, timeout_s=self._open_s)
             if reached:
                 await self._open_client(reached)
                 return
             self._reopen_wanted = False
+            self._lost_tries += 1
         if not links:
             self._set_problem("no core of the mesh answers")
             wait_s = cores.orphan_wait_s(self._node, self._around.nodes())
-            if alone_s >= wait_s and self._settings.core is not Core.NEVER:
+            lost = alone_s >= wait_s and self._lost_tries >= _LOST_TRIES
+            if lost and self._settings.core is not Core.NEVER:
                 _log.info("no core left, becoming one", alone_s=round(alone_s, 1))
                 await self._become_core()
 
@@ -260,7 +327,7 @@ class Attachment:
         known = sum(node.core for node in self._around.nodes())
         if bus is None or len(bus.plan.connect) >= min(known, cores.WANTED):
             return
-        reached = await self._find(enough=known, timeout_s=OPEN_S)
+        reached = await self._find(enough=known, timeout_s=self._open_s)
         if len(reached) > len(bus.plan.connect):
             await self._open_client(reached)
 
@@ -273,7 +340,7 @@ class Attachment:
                 await self._reopen_core()
                 return
         if links and self._may_change(now) and not self._should_be_core():
-            reached = await self._find(enough=1, timeout_s=OPEN_S)
+            reached = await self._find(enough=1, timeout_s=self._open_s)
             if reached:
                 await self._open_client(reached)
             return
@@ -289,7 +356,7 @@ class Attachment:
             for one in await self._around.candidates(scout=self._lan and not links)
             if one.node not in known
         )
-        found = await self._reach(unseen, enough=len(unseen), timeout_s=OPEN_S)
+        found = await self._reach(unseen, enough=len(unseen), timeout_s=self._open_s)
         new = tuple(one for one in found if one.node not in known | links | self._around.revoked)
         if new and not (self.bus and {link.node for link in self.bus.links()} >= _ids(new)):
             _log.info("found a part of the mesh", nodes=sorted(_ids(new)))
@@ -325,7 +392,7 @@ class Attachment:
         if not bus.core:
             self._revoked_done = revoked
             if links & revoked:
-                reached = await self._find(enough=1, timeout_s=OPEN_S)
+                reached = await self._find(enough=1, timeout_s=self._open_s)
                 await self._drop()
                 await (self._open_client(reached) if reached else self._begin())
                 return True
@@ -345,7 +412,7 @@ class Attachment:
     async def _become_core(self) -> None:
         candidates = await self._around.candidates(scout=False)
         reached = await self._reach(
-            candidates, enough=sum(one.core for one in candidates), timeout_s=OPEN_S
+            candidates, enough=sum(one.core for one in candidates), timeout_s=_OPEN_S
         )
         await self._open_core(reached, candidates)
 
@@ -355,7 +422,7 @@ class Attachment:
         """
         candidates = await self._around.candidates(scout=False)
         reached = await self._reach(
-            candidates, enough=sum(one.core for one in candidates), timeout_s=OPEN_S
+            candidates, enough=sum(one.core for one in candidates), timeout_s=self._open_s
         )
         usable = self._usable((*new, *reached))
         if usable and self.bus is not None and self.bus.links():
@@ -411,10 +478,11 @@ class Attachment:
             connect=connect,
             revoked=tuple(sorted(self._around.revoked)),
             answer_scouts=core and self._lan,
+            open_timeout_ms=int(self._open_s * 1000),
         )
         bus = await self._opened(plan)
         if core and reached:
-            await bus.linked(OPEN_S)
+            await bus.linked(self._open_s)
         old, was_core = self._now, self.core
         ear = self._around.hearing.ear()
         bus.listen(ear)
@@ -441,7 +509,7 @@ class Attachment:
             await self._end(old)
 
     async def _opened(self, plan: SessionPlan) -> ZenohBus:
-        timeout_s = OPEN_S * max(1, len(plan.connect)) + 1.0
+        timeout_s = self._open_s * max(1, len(plan.connect)) + 1.0
         deadline = time.monotonic() + _PORT_S
         while True:
             try:
@@ -483,6 +551,13 @@ class Attachment:
         changed, self.problem = problem != self.problem, problem
         if changed:
             self._around.problem_changed()
+
+
+async def _lateness_s() -> float:
+    """How much later than asked for this process is let run."""
+    asked = time.monotonic()
+    await asyncio.sleep(0.05)
+    return max(0.0, time.monotonic() - asked - 0.1)
 
 
 def _ids(reached: Sequence[Reached]) -> set[str]:

@@ -64,7 +64,9 @@ def orphan_wait_s(me: str, nodes: Iterable[Node]) -> float:
     """
     able = sorted((node.id for node in nodes if node.eligible and not node.core), key=rank)
     place = able.index(me) if me in able else len(able)
-    return ORPHAN_AFTER_S + min(_RANK_STEP_S * place, _ORPHAN_LATEST_S)
+    wait_s = ORPHAN_AFTER_S + min(_RANK_STEP_S * place, _ORPHAN_LATEST_S)
+    # Beyond those that are wanted, only in case that none of them lives; and never all at once.
+    return wait_s + _RANK_STEP_S * max(0, place - 2 * WANTED)
 
 
 def reopen_wait_s(me: str, nodes: Iterable[Node], within_s: float) -> float:

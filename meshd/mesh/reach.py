@@ -14,9 +14,10 @@ from meshd.mesh.candidates import Candidate
 from meshd.mesh.zenoh_bus import new_nonce, open_session
 from meshd.mesh.zenoh_config import OPEN_TIMEOUT_MS, SessionPlan, quic_endpoint, session_zid
 
-_AT_ONCE = 8
+# Each is a session of Zenoh's, with threads of its own: many at once are a load themselves.
+_AT_ONCE = 6
 _OTHERS_S = 0.15
-_TRY_S = OPEN_TIMEOUT_MS / 1000 + 0.5
+_MORE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Reach:
             if number in found:
                 return
             async with limit:
-                node = await self._dial(endpoint)
+                node = await self._dial(endpoint, timeout_s)
             if node and node != self._node:
                 found.setdefault(number, Reached(node, endpoint, candidates[number]))
 
@@ -77,11 +78,18 @@ class Reach:
             await asyncio.gather(*tasks, return_exceptions=True)
         return tuple(found.values())
 
-    async def _dial(self, endpoint: str) -> str:
+    async def _dial(self, endpoint: str, timeout_s: float) -> str:
         zid = session_zid(self._mesh, self._node, new_nonce())
-        plan = SessionPlan(zid=zid, core=False, tls=self._tls, connect=(endpoint,))
+        timeout_ms = max(OPEN_TIMEOUT_MS, int(timeout_s * 1000))
+        plan = SessionPlan(
+            zid=zid,
+            core=False,
+            tls=self._tls,
+            connect=(endpoint,),
+            open_timeout_ms=timeout_ms,
+        )
         try:
-            session = await open_session(plan, _TRY_S)
+            session = await open_session(plan, timeout_ms / 1000 + _MORE_S)
         except BusError:
             return ""
         nodes = [link.auth_identifier or "" for link in session.info.links()]

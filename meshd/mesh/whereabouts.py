@@ -65,7 +65,8 @@ class Whereabouts:
         told = {host_port(text, self._port) for text in self.told}
         mine = {HostPort(host, self._port) for host in (*hosts, *listen.hosts)}
         if any(host in {"::", "0.0.0.0"} for host in listen.hosts):  # noqa: S104 -- compared
-            mine |= {HostPort("127.0.0.1", self._port), HostPort("::1", self._port)}
+            # The last is what Debian's /etc/hosts makes of this machine's own name.
+            mine |= {HostPort(host, self._port) for host in ("127.0.0.1", "::1", "127.0.1.1")}
         self._own = frozenset(told | mine)
 
     async def seed(self) -> bool:

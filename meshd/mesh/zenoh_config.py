@@ -17,6 +17,8 @@ from meshd.mesh.bus import MESSAGE_MAX_BYTES
 _LEASE_MS = {Preset.LAN: 1800, Preset.WAN: 4000}
 _KEEP_ALIVES = 4
 OPEN_TIMEOUT_MS = 1500
+# Who accepts can wait: it is the other that may have somebody else to turn to.
+_ACCEPT_TIMEOUT_MS = 5000
 # A client without a core is alone and hurries; a core goes on for ever after one that may be gone.
 _RETRY_MOST_MS = {False: 1000, True: 2000}
 _LARGEST_BYTES = 65_536
@@ -49,6 +51,7 @@ class SessionPlan:
     :ivar tls: folder with ``ca.pem``, ``cert.pem`` and ``key.pem``.
     :ivar revoked: ids of nodes that are carried no longer.
     :ivar answer_scouts: a core tells who asks on the LAN that it is there.
+    :ivar open_timeout_ms: for a handshake with one node; more where machines are overloaded.
     """
 
     zid: str
@@ -59,6 +62,7 @@ class SessionPlan:
     connect: tuple[str, ...] = ()
     revoked: tuple[str, ...] = ()
     answer_scouts: bool = False
+    open_timeout_ms: int = OPEN_TIMEOUT_MS
 
 
 def config_text(plan: SessionPlan) -> str:
@@ -99,7 +103,10 @@ def config_text(plan: SessionPlan) -> str:
         "adminspace": {"enabled": False},
         "transport": {
             "shared_memory": {"enabled": False},
-            "unicast": {"open_timeout": OPEN_TIMEOUT_MS, "accept_timeout": OPEN_TIMEOUT_MS},
+            "unicast": {
+                "open_timeout": plan.open_timeout_ms,
+                "accept_timeout": max(plan.open_timeout_ms, _ACCEPT_TIMEOUT_MS),
+            },
             "link": {
                 # Links over TCP and TLS stall detection: only QUIC.
                 "protocols": ["quic"],
