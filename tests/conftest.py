@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from tests import tiers
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("meshd", deadline=None)
+settings.load_profile("meshd")
 
 TALLIES: pytest.StashKey[dict[str, tiers.Tally]] = pytest.StashKey()
 
