@@ -64,6 +64,7 @@ class Share:
     :ivar again_s: when to look again although nothing was heard, None for not before an event.
     :ivar kept: models that nobody is known to name, whose engines go on for now: nobody was heard
         of yet, or somebody still reads an answer.
+    :ivar early: others may be there that this node has not heard of yet.
     """
 
     config: Config
@@ -72,6 +73,7 @@ class Share:
     plan: MeshPlan
     again_s: float | None = None
     kept: frozenset[str] = frozenset()
+    early: bool = False
 
 
 def share(
@@ -108,7 +110,13 @@ def share(
             around.before,
         )
 
-    now = tuple(one.assignment for one in around.own)
+    # Whose file is another one now is started anew with it in this pass, so that is what it has.
+    now = tuple(
+        _as_offered(one.assignment, offers)
+        if one.assignment.stage in (Stage.LOADING, Stage.READY)
+        else one.assignment
+        for one in around.own
+    )
     view = with_own(around.view, record(now))
     plan = place_replicas(view, around.demand)
     claims = _claims(plan, config, around)
@@ -117,7 +125,7 @@ def share(
     runs = [one.model for one in claimed if _runs(one, plan, around)]
     local = replace(local, models=tuple(settings[one] for one in runs if one in settings))
     kept = frozenset(runs) - settings.keys()
-    return Share(local, fresh, with_own(view, fresh), plan, claims.again_s, kept)
+    return Share(local, fresh, with_own(view, fresh), plan, claims.again_s, kept, around.early)
 
 
 def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSettings]:

@@ -118,7 +118,8 @@ def _keepable(node: NodeView, config: Config, model: ModelSettings) -> Running |
     decision = running.decision
     same = (
         decision.served
-        and decision.asked == _asked(model)
+        # Which file it is, its identity tells: whoever else names it may spell its path otherwise.
+        and decision.asked[1:] == _asked(model)[1:]
         and running.identity == candidate.identity
         and set(decision.layout.gpus) <= {gpu.id for gpu in node.gpus}
         # A driver that was late at boot must not leave its GPU idle for ever.

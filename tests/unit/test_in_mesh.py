@@ -28,7 +28,7 @@ from meshd.planner.view import Candidate
 from meshd.supervisor import Supervisor
 from meshd.units.llama import instance_name
 from tests.unit.test_supervisor import RecordingNotifier, World
-from tests.unit.worlds import facts, hardware
+from tests.unit.worlds import GIB, facts, hardware
 
 ME = "mmmmmmmmmmmmmmmm"
 OTHER = "oooooooooooooooo"
@@ -90,17 +90,25 @@ class MeshWorld(World):
     """A machine that has every model it is asked for, except `missing`."""
 
     missing: set[str] = field(default_factory=set)
+    content: dict[str, str] = field(default_factory=dict)
+    free_gib: float = 64
     heard: HeardOf = field(default_factory=HeardOf)
 
     async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation:
         names = [model.name for model in loaded.config.models] + [one.model for one in sought]
         found = tuple(
-            Candidate(name, None, problem="not here")
-            if name in self.missing
-            else Candidate(name, facts(layers=4), identity=name, fingerprint=f"fp-{name}")
+            Candidate(name, None, problem="not here") if name in self.missing else self.model(name)
             for name in names
         )
-        return Observation(hardware(ram_gib=64), self.build, "", found)
+        machine = hardware(ram_gib=64)
+        ram = replace(machine.ram, available_bytes=int(self.free_gib * GIB))
+        return Observation(replace(machine, ram=ram), self.build, "", found)
+
+    def model(self, name: str) -> Candidate:
+        content = self.content.get(name, f"fp-{name}")
+        # As large as it was, and elsewhere: else the engine's own text would not tell.
+        found = replace(facts(layers=4), files=(f"/models/{content}.gguf",))
+        return Candidate(name, found, identity=content, fingerprint=content)
 
 
 @asynccontextmanager
@@ -134,7 +142,7 @@ async def member(world: MeshWorld, *, early: bool = False) -> AsyncIterator[Supe
         tasks=(),
         since_s=world.now_s - (0 if early else 100),
         checked_s=world.now_s,
-        looked_s=world.now_s,
+        looked_s=world.now_s + 1e6,
     )
     supervisor = Supervisor(
         under(world.root),
@@ -268,3 +276,29 @@ async def test_absurd_shapes_are_planned_as_if_nothing_was_said(world: MeshWorld
         await passes(world, supervisor, 5)
         assert world.heard.stage("b") is Stage.READY
         assert supervisor.status().models[0].slots == 4
+
+
+async def test_to_name_what_runs_already_restarts_nothing(world: MeshWorld) -> None:
+    world.heard.others = (other("b"),)
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        world.done.clear()
+        # Since it was planned, memory has gone to something else.
+        world.free_gib = 3
+        world.text = "models: [{name: b, source: b.gguf}]\n"
+        await supervisor.reload()
+        await passes(world, supervisor, 5)
+        assert world.done == []
+
+
+async def test_a_file_that_was_replaced_is_loaded_once(world: MeshWorld) -> None:
+    world.text = "models: [{name: a, source: a.gguf}]\n"
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        world.done.clear()
+        world.content["a"] = "fp-new"
+        await passes(world, supervisor, 5)
+        assert world.heard.own is not None
+        (runs,) = world.heard.own.assignments
+        assert (runs.stage, runs.fingerprint) == (Stage.READY, "fp-new")
+        assert world.done == [("restart", "mesh-llama@a.service")]
