@@ -12,11 +12,13 @@ from tools.bench_mesh.observed import Observations
 class Fleet(Protocol):
     """:ivar name: for the table. :ivar suspects: whether it tells suspicion before death.
 
+    :ivar settles: the part of the settling time that it needs before it is at rest.
     :ivar record_bytes: what a node publishes of itself.
     """
 
     name: str
     suspects: bool
+    settles: float
     record_bytes: int
     seen: Observations
 

@@ -25,6 +25,8 @@ class MeshdFleet:
 
     name = "meshd"
     suspects = True
+    # It compares records more rarely when nothing has changed for a minute.
+    settles = 1.0
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -40,6 +40,7 @@ class SerfFleet:
     """:param encrypted: with a shared key (AES-GCM); without, all is in clear."""
 
     suspects = False
+    settles = 0.2
 
     def __init__(self, folder: Path, *, encrypted: bool) -> None:
         self.name = "Serf, encrypted" if encrypted else "Serf"

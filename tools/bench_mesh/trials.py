@@ -17,7 +17,7 @@ from tools.bench_mesh.observed import ALIVE, GONE, Sight
 from tools.bench_mesh.process_cost import cpu_s, memory
 
 _START_AT_ONCE = 4
-START_APART_S = 0.1
+START_APART_S = 0.5
 _WHOLE_S = 180.0
 _CHANGE_S = 20.0
 _MISSED_S = 60.0
@@ -107,7 +107,7 @@ async def measure(fleet: Fleet, network: Network, nodes: int, effort: Effort) ->
     ports = list(range(1, nodes + 1))
     figures.start_s = await start_all(fleet, ports)
     note(fleet.name, nodes, "nodes, whole after", figures.start_s)
-    await asyncio.sleep(effort.settle_s)
+    await asyncio.sleep(effort.settle_s * fleet.settles)
     await _idle(fleet, network, figures, effort.idle_s)
     note("idle:", round(statistics.mean(figures.sent_bytes_s)), "B/s per node")
     rng = random.Random(nodes)
