@@ -96,6 +96,10 @@ class Network:
                 if client.home != node or not client.awake:
                     del station.clients[client.id]
                     self._undeclare(station, client.id)
+            for gone in [other for other in station.seen if other not in station.known]:
+                station.tell(gone, False)
+            for there in list(station.known):
+                station.tell(there, True)
             self._review(station)
         elif not station.home:
             self._seek(station, self._draw(self.faults.reopen_s))
@@ -350,6 +354,9 @@ class Network:
     def _lay(self, core: Station, node: str) -> None:
         """A zombie that no other core of this part sees through does not walk on."""
         if core.known.get(node) != "zombie":
+            return
+        if not core.awake:
+            self.clock.after(WITNESS_S, self._lay, core, node)
             return
         others = (self.stations[other] for other in self.component(core.id) if other != core.id)
         if any(

@@ -54,14 +54,12 @@ class Station:
 
     def tell(self, node: str, up: bool) -> None:
         """A token came or went, if that is news; never about itself."""
-        if node == self.id or (node in self.seen) is up:
+        if node == self.id or (node in self.seen) is up or self.listener is None or not self.awake:
             return
         if up:
             self.seen[node] = None
         else:
             del self.seen[node]
-        if self.listener is None or not self.awake:
-            return
         if self.stalled:
             self.keep(self.listener.token, node, up)
         else:
