@@ -70,6 +70,7 @@ class InMesh:
         self._demand_settings = DemandSettings()
         self._demand = DemandCounter(now=clock())
         self._joined: Joined | None = None
+        self._spoke: Joined | None = None
         self._problem = ""
         self._present: tuple[tuple[str, Status], ...] = ()
         self._calm_since_s = clock()
@@ -164,6 +165,9 @@ class InMesh:
             joined.session.publish(share.record)
         except BadRecordError as error:
             _log.error("this node's record cannot be published", error=str(error))
+        if self._spoke is not joined:
+            # The session joins with the first thing that it has to say.
+            self._spoke, joined.since_s = joined, self._clock()
         self._tell_demand(joined.session)
         peers = {
             member.id: member.record.addresses

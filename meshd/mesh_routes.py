@@ -85,6 +85,29 @@ def with_mesh(table: RoutingTable, mine: Share | None, ways: Ways) -> RoutingTab
     return replace(table, routes=tuple(routes.values()), peers=peers)
 
 
+def with_former(table: RoutingTable, before: RoutingTable, heard: frozenset[str]) -> RoutingTable:
+    """Add the targets and peers that `before`, of an earlier life, has on nodes not heard of yet:
+    they are there still, most likely, and a request that finds them gone goes elsewhere.
+
+    :param heard: ids of the nodes that are known by now, this one among them.
+    """
+    if before.mesh != table.mesh:
+        return table
+    routes = {route.model: route for route in table.routes}
+    for old in before.routes:
+        far = tuple(one for one in old.targets if not one.socket and one.node not in heard)
+        if not far:
+            continue
+        route = routes.get(old.model) or replace(old, targets=(), state=ModelState.WAITING)
+        if any(one.ready for one in far):
+            route = replace(route, state=ModelState.READY, detail="")
+        routes[old.model] = replace(
+            route, targets=(*route.targets, *far), context=max(route.context, old.context)
+        )
+    peers = tuple(peer for peer in before.peers if peer.node not in heard)
+    return replace(table, routes=tuple(routes.values()), peers=(*table.peers, *peers))
+
+
 def _own(route: Route, assignment: Assignment | None) -> Route:
     """An engine that is being given up finishes what it has and gets nothing new."""
     if assignment is None or assignment.stage is Stage.DRAINING:

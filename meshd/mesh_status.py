@@ -11,7 +11,7 @@ from meshd.mesh.record import Assignment, Stage
 from meshd.mesh.view import MemberView, MeshView
 from meshd.mesh_share import Share
 from meshd.planner.mesh_plan import Placement
-from meshd.report import Placed, PlacedOn
+from meshd.report import PLANNED, Placed, PlacedOn
 from meshd.status import STANDING, ModelStatus
 
 _SERVES = (Stage.READY, Stage.LOADING, Stage.CLAIMED, Stage.FAILED)
@@ -72,7 +72,7 @@ def placed(mine: Share) -> tuple[Placed, ...]:
             wanted=one.wanted,
             demand=one.demand,
             on=tuple(
-                on(replica.node, replica.stage or "planned", replica.reason.text)
+                on(replica.node, replica.stage or PLANNED, replica.reason.text)
                 for replica in one.replicas
             ),
             leaving=tuple(on(leaving.node, leaving.code, leaving.text) for leaving in one.releases),

@@ -11,8 +11,8 @@ import structlog
 
 from meshd.config.load import Loaded, SourceFile, load, parse_layers
 from meshd.files import write_atomically
-from meshd.gateway.routes import RoutingTable
-from meshd.gateway.table_file import write_table
+from meshd.gateway.routes import RoutingTable, RoutingTableError
+from meshd.gateway.table_file import read_table, write_table
 from meshd.generations import Generation, GenerationStore
 from meshd.paths import Paths
 from meshd.planner.view import Running
@@ -79,3 +79,9 @@ class Disk:
 
     def write_routes(self, table: RoutingTable) -> None:
         write_table(self._paths.routes, table)
+
+    def load_routes(self) -> RoutingTable | None:
+        try:
+            return read_table(self._paths.routes).table
+        except RoutingTableError:
+            return None

@@ -27,6 +27,9 @@ class Outlets(Protocol):
     def write_routes(self, table: RoutingTable) -> None:
         """:raises OSError: the table cannot be written; the old one is untouched."""
 
+    def load_routes(self) -> RoutingTable | None:
+        """The last table of an earlier life, if there is one."""
+
 
 class Publisher:
     """Says only what changed since the last time.
@@ -44,6 +47,7 @@ class Publisher:
         self._notifier = notifier
         self._wake = wake
         self._table: RoutingTable | None = None
+        self._former = outlets.load_routes()
         self.status: NodeStatus | None = None
         self.table_error = ""
 
@@ -56,7 +60,7 @@ class Publisher:
         *,
         on_trial: bool,
     ) -> None:
-        before = self._table
+        before = self._table or self._former
         table = said.routes(loaded.config, proposal, status, self._paths, before, ways)
         if table != self._table:
             self._write_routes(table)

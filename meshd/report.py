@@ -35,7 +35,8 @@ class PlanReport:
 
     @property
     def changes_anything(self) -> bool:
-        return bool(self.changes)
+        """Whether an engine would start, restart or stop, here or on another node."""
+        return bool(self.changes) or any(placed.moves for placed in self.mesh)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,13 @@ class Placed:
     next_step: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def moves(self) -> bool:
+        return bool(self.leaving) or any(one.stage == PLANNED for one in self.on)
+
+
+PLANNED = "planned"
+"""The stage of a replica of which nothing has happened yet."""
 
 _SIGNS = {"start": "+", "stop": "-", "restart": "~"}
 
@@ -84,7 +92,8 @@ def lines(report: PlanReport) -> Iterator[str]:
         yield from decision_lines(decision)
     yield ""
     if not report.changes:
-        yield "Nothing would change."
+        where = " on this node" if report.changes_anything else ""
+        yield f"Nothing would change{where}."
         return
     for change in report.changes:
         load = f", reads {size(change.load_bytes)}" if change.load_bytes else ""

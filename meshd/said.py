@@ -7,7 +7,7 @@ from dataclasses import replace
 from meshd.config.load import Loaded
 from meshd.config.settings import Config
 from meshd.gateway.routes import RoutingTable
-from meshd.mesh_routes import Ways, with_mesh
+from meshd.mesh_routes import Ways, with_former, with_mesh
 from meshd.mesh_status import elsewhere_status, followed_status, placed, with_others
 from meshd.node.inventory import Hardware
 from meshd.paths import Paths
@@ -107,6 +107,9 @@ def routes(
     )
     if ways is not None:
         table = with_mesh(table, mine, ways)
+        if mine is not None and mine.early and before is not None:
+            heard = frozenset(member.id for member in mine.view.members)
+            table = with_former(table, before, heard)
     return table if table == before else replace(table, generation=table.generation + 1)
 
 

@@ -52,6 +52,8 @@ class MeshSession:
     :param tls_folder: with this node's certificate (`credentials.write_tls`).
     :param on_change: the view, or somebody's demand, may be another; called in the event loop.
     :param lan: find cores on the LAN, and be found there (``discovery.lan``).
+    :param patient: join with the first `publish`. Else others may hear for a moment that this node
+        runs nothing, and forget what it served before a restart.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class MeshSession:
         *,
         on_change: Callable[[], None],
         lan: bool = False,
+        patient: bool = False,
     ) -> None:
+        self._patient = patient
         self._credentials, self._settings = credentials, settings
         self._state, self._tls, self._lan = state_folder, tls_folder, lan
         self._on_change = on_change
@@ -80,7 +84,7 @@ class MeshSession:
         self._saved_revoked: frozenset[str] = frozenset()
         self._unanswered = 0
         self._reopen_at, self._reopen_pause_s = 0.0, _REOPEN_PAUSE_S
-        self._closing = False
+        self._started = self._closing = False
 
     async def start(self) -> None:
         """Begin to join; returns at once, the mesh comes when it comes.
@@ -126,8 +130,9 @@ class MeshSession:
         )
         self._effects = Effects(lambda: self._attachment.bus, self._answered)
         self._effects.start()
-        self.publish(self._record)
-        self._run = asyncio.create_task(self._attachment.run(), name="mesh attachment")
+        self._started = True
+        if not self._patient:
+            self.publish(self._record)
 
     @property
     def core(self) -> bool:
@@ -164,6 +169,8 @@ class MeshSession:
         :raises BadRecordError: it has values that no reader would believe.
         """
         self._record = record
+        if self._run is None and not self._closing:
+            self._run = asyncio.create_task(self._attachment.run(), name="mesh attachment")
         told = record.addresses or self._where.told
         self._member.publish(
             replace(
@@ -213,18 +220,19 @@ class MeshSession:
         """End the session. :param back_in_s: None to leave for good; else how soon we are back,
         so that others wait so long before they replace what runs here.
         """
-        if self._run is None:
+        if not self._started or self._closing:
             return
         self._closing = True
-        if back_in_s is None:
-            self._member.leave()
-        else:
-            self._member.hold(back_in_s)
-        self._moved()
-        await self._effects.settle(_FAREWELL_S)
-        self._run.cancel()
-        await asyncio.gather(self._run, *self._chores, return_exceptions=True)
-        self._run = None
+        if self._run is not None:
+            if back_in_s is None:
+                self._member.leave()
+            else:
+                self._member.hold(back_in_s)
+            self._moved()
+            await self._effects.settle(_FAREWELL_S)
+            self._run.cancel()
+            await asyncio.gather(self._run, return_exceptions=True)
+        await asyncio.gather(*self._chores, return_exceptions=True)
         await self._where.remember(now=True)
         await self._attachment.close()
         await self._effects.stop()

@@ -18,6 +18,10 @@ from tests.lab.node import LabError, Node, wait
 T = TypeVar("T")
 
 SECRET = "/etc/mesh/secret"
+# A handful of engines, each with as many busy threads as the machine has processors, would have
+# tests wait for the scheduler.
+LEAN = "[Service]\nEnvironment=LLAMA_ARG_THREADS=1 LLAMA_ARG_THREADS_BATCH=1\n"
+LEAN_FILE = "/etc/systemd/system/mesh-llama@.service.d/lab.conf"
 MODELS = ("tiny", "small")
 
 
@@ -58,13 +62,16 @@ def model(name: str = "tiny", *, replicas: int = 1, nodes: str = "auto") -> str:
 
 
 class Cluster:
-    """Booted nodes on one bridge. :ivar names: of the nodes, by their ids."""
+    """Booted nodes on one bridge.
+
+    :ivar nodes: those of the mesh. :ivar strangers: those on the bridge that are none of it.
+    """
 
     def __init__(self, ethernet: Network, nodes: Sequence[Node]) -> None:
         self.network = ethernet
         self.nodes = list(nodes)
         self.secret = new_secret()
-        self.names: dict[str, str] = {}
+        self.strangers: list[Node] = []
         self._ids: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Node:
@@ -140,7 +147,6 @@ class Cluster:
 
             found = wait(look, 30, f"the id of {node.name}")
             self._ids[node.name] = found
-            self.names[found] = node.name
         return self._ids[node.name]
 
     def views(self, nodes: Iterable[Node] | None = None) -> dict[str, dict[str, str]]:
@@ -238,6 +244,8 @@ def booted(names: Sequence[str], lowerdir: str, scratch: Path) -> Iterator[Clust
         for node in nodes:
             node.await_boot()
             ethernet.plug_in(node)
+            node.write(LEAN_FILE, LEAN)
+            node.systemctl("daemon-reload")
         yield Cluster(ethernet, nodes)
 
 

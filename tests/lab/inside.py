@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tests.lab.node import Node
@@ -89,10 +88,10 @@ class _Inside(http.client.HTTPConnection):
         self.sock = socket_in(self._pid, (self.host, self.port), self._timeout_s)
 
 
-class _Control(http.client.HTTPConnection):
-    def __init__(self, pid: int, timeout_s: float) -> None:
-        super().__init__("meshd", timeout=timeout_s)
-        self._path = f"/proc/{pid}/root/{CONTROL}"
+class _Unix(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("node", timeout=timeout_s)
+        self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
@@ -100,9 +99,14 @@ class _Control(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def unix(node: Node, path: str, timeout_s: float = 2.0) -> http.client.HTTPConnection:
+    """A connection to a Unix socket of a node. :param path: from the node's root."""
+    return _Unix(f"/proc/{node.pid}/root/{path}", timeout_s)
+
+
 def control(node: Node, path: str, timeout_s: float = 2.0) -> Any:
     """What the brain of a node answers on its control socket, None when it does not."""
-    connection = _Control(node.pid, timeout_s)
+    connection = unix(node, CONTROL, timeout_s)
     try:
         connection.request("GET", path)
         reply = connection.getresponse()
@@ -120,7 +124,7 @@ def chat(
     *,
     tokens: int = 4,
     stream: bool = False,
-    timeout_s: float = 30.0,
+    timeout_s: float = 120.0,
     on_piece: Callable[[], None] = lambda: None,
 ) -> Answer:
     """A chat completion through the gateway of a node."""
@@ -156,7 +160,7 @@ def chat(
 class Stream:
     """A streamed answer that runs in the background. :ivar pieces: how many came so far."""
 
-    def __init__(self, node: Node, model: str, tokens: int, timeout_s: float = 60.0) -> None:
+    def __init__(self, node: Node, model: str, tokens: int, timeout_s: float = 120.0) -> None:
         self.pieces = 0
         self.answer: Answer | None = None
 
@@ -171,7 +175,7 @@ class Stream:
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
 
-    def result(self, timeout_s: float = 60.0) -> Answer:
+    def result(self, timeout_s: float = 120.0) -> Answer:
         self._thread.join(timeout_s)
         assert self.answer is not None, f"the stream goes on after {timeout_s:g} s"
         return self.answer
@@ -187,7 +191,7 @@ class Load:
         *,
         tokens: int = 4,
         stream: bool = False,
-        pause_s: float = 0.05,
+        pause_s: float = 0.15,
     ) -> None:
         self.answers: list[Answer] = []
         self._stopped = threading.Event()
@@ -202,7 +206,7 @@ class Load:
 
     def stop(self) -> list[Answer]:
         self._stopped.set()
-        self._thread.join(60)
+        self._thread.join(120)
         return self.answers
 
     @property
@@ -264,5 +268,14 @@ def watch(nodes: list[Node], look: Callable[[Node], Any], every_s: float = 0.05)
         watching.stop()
 
 
-def exists(node: Node, path: str) -> bool:
-    return Path(f"/proc/{node.pid}/root/{path.lstrip('/')}").exists()
+def busy(node: Node, model: str) -> int:
+    """How many requests an engine works on now; 0 when it does not answer."""
+    connection = unix(node, f"run/mesh-engine/{model}/llama.sock")
+    try:
+        connection.request("GET", "/slots")
+        slots = json.loads(connection.getresponse().read())
+        return sum(bool(slot["is_processing"]) for slot in slots)
+    except (OSError, ValueError, TypeError, http.client.HTTPException):
+        return 0
+    finally:
+        connection.close()

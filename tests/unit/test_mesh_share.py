@@ -12,7 +12,7 @@ from meshd.gateway.traffic import ModelTraffic, TrafficReport
 from meshd.mesh.demand import DemandCounter
 from meshd.mesh.record import NodeRecord, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
-from meshd.mesh_routes import Ways, with_mesh
+from meshd.mesh_routes import Ways, with_former, with_mesh
 from meshd.mesh_share import Around, Share, share, with_own
 from meshd.mesh_status import elsewhere_status, member_lines
 from meshd.own_record import Moving, Self
@@ -301,3 +301,24 @@ def test_moving_parts_are_in_the_record() -> None:
     assert shared.record.core
     assert shared.record.engine is not None
     assert with_own(shared.view, shared.record) is shared.view
+
+
+def test_after_a_restart_others_serve_on_until_they_were_heard_or_not() -> None:
+    far = Target("bbbb", "", True, 2, address="10.0.0.2:9338")
+    gone = Target("cccc", "", True, 1, address="10.0.0.3:9338")
+    before = RoutingTable(
+        mesh="m",
+        routes=(
+            Route("tiny", ModelState.READY, (Target("aaaa", "/run/tiny.sock", True, 2), far)),
+            Route("small", ModelState.READY, (far, gone)),
+        ),
+    )
+    fresh = RoutingTable(mesh="m", routes=(Route("small", ModelState.WAITING, (), detail="x"),))
+    nobody = with_former(fresh, before, frozenset({"aaaa"}))
+    assert {route.model: (route.state, route.targets) for route in nobody.routes} == {
+        "tiny": (ModelState.READY, (far,)),
+        "small": (ModelState.READY, (far, gone)),
+    }, "this node's own engines are for its own plan to say"
+    heard = with_former(fresh, before, frozenset({"aaaa", "bbbb", "cccc"}))
+    assert heard == fresh, "who was heard speaks for itself"
+    assert with_former(replace(fresh, mesh="other"), before, frozenset()).routes == fresh.routes

@@ -87,6 +87,9 @@ class World:
     def save_running(self, running: tuple[Running, ...], generation: int) -> None:
         self.kept_running = (running, generation)
 
+    def load_routes(self) -> RoutingTable | None:
+        return None
+
     def write_routes(self, table: RoutingTable) -> None:
         self.tables.append(table)
 
