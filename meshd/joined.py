@@ -114,6 +114,7 @@ async def join(
         paths.tls,
         lan=config.discovery.lan,
         on_change=on_change,
+        patient=True,
     )
     await session.start()
     prober = Prober(held.node_id, on_change=wake)
