@@ -62,6 +62,7 @@ class Share:
 
     :ivar view: with this node's own record as it is now, `record`.
     :ivar again_s: when to look again although nothing was heard, None for not before an event.
+    :ivar others: models that this node could serve and does not.
     :ivar kept: models that nobody is known to name, whose engines go on for now: nobody was heard
         of yet, or somebody still reads an answer.
     :ivar early: others may be there that this node has not heard of yet.
@@ -74,6 +75,7 @@ class Share:
     again_s: float | None = None
     kept: frozenset[str] = frozenset()
     early: bool = False
+    others: tuple[ModelSettings, ...] = ()
 
 
 def share(
@@ -125,7 +127,9 @@ def share(
     runs = [one.model for one in claimed if _runs(one, plan, around)]
     local = replace(local, models=tuple(settings[one] for one in runs if one in settings))
     kept = frozenset(runs) - settings.keys()
-    return Share(local, fresh, with_own(view, fresh), plan, claims.again_s, kept, around.early)
+    others = tuple(settings[one.model] for one in decisions if one.served and one.model not in runs)
+    seen = with_own(view, fresh)
+    return Share(local, fresh, seen, plan, claims.again_s, kept, around.early, others)
 
 
 def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSettings]:

@@ -104,7 +104,8 @@ def propose(
         node = replace(node, id=around.self.id)
         mine = share(config, node, observation.engine, observation.held, around)
         config = mine.config
-    planned = plan(ClusterView(node.id, (node,)), config)
+    others = mine.others if mine is not None else ()
+    planned = plan(ClusterView(node.id, (node,)), config, others)
     specs: list[EngineSpec] = []
     refused: dict[str, str] = {}
     for decision in planned.decisions:

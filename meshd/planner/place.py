@@ -24,8 +24,11 @@ _PROMPT_CACHE_SHARE = 20
 _PROMPT_CACHE_MOST_BYTES = 8 * GIB
 
 
-def plan(view: ClusterView, config: Config) -> Plan:
-    """Decide for every model of the config; the same view and config give the same plan."""
+def plan(view: ClusterView, config: Config, others: tuple[ModelSettings, ...] = ()) -> Plan:
+    """Decide for every model of the config; the same view and config give the same plan.
+
+    :param others: models that this node may have to take over, which long contexts leave room for.
+    """
     node = next(node for node in view.nodes if node.id == view.me)
     budgets = budgets_of(node, config)
     kept = {
@@ -40,6 +43,8 @@ def plan(view: ClusterView, config: Config) -> Plan:
         if model.name not in kept:
             fresh[model.name] = _decide(node, config, model, budgets, modest=True)
             budgets = _after(fresh[model.name], node, budgets)
+    for model in others:
+        budgets = _after(_decide(node, config, model, budgets, modest=True), node, budgets)
     # Long contexts only take what every model of the config leaves over.
     for model in config.models:
         if model.name in fresh and fresh[model.name].served:

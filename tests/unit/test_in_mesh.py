@@ -19,7 +19,7 @@ from meshd.gateway.traffic import ModelTraffic, TrafficReport
 from meshd.health import HealthMonitor
 from meshd.in_mesh import InMesh
 from meshd.joined import Joined
-from meshd.mesh.record import DoctorSummary, NodeRecord, Stage, Wish
+from meshd.mesh.record import Assignment, DoctorSummary, NodeRecord, Stage, Wish
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.own_record import Self
 from meshd.paths import under
@@ -40,6 +40,7 @@ class HeardOf:
     """The `MeshSession` as far as a brain uses it; what others say stands in `others`."""
 
     others: tuple[NodeRecord, ...] = ()
+    dead: tuple[NodeRecord, ...] = ()
     own: NodeRecord | None = None
     demand: bytes | None = None
     core: bool = False
@@ -53,7 +54,7 @@ class HeardOf:
             MemberView(record.id, 1, Status.ALIVE, record)
             for record in sorted(records, key=lambda record: record.id)
         )
-        return MeshView(ME, members, hash(members))
+        return MeshView(ME, members, hash((members, self.dead)), self.dead)
 
     def publish(self, record: NodeRecord) -> None:
         self.own = record
@@ -92,6 +93,7 @@ class MeshWorld(World):
     missing: set[str] = field(default_factory=set)
     content: dict[str, str] = field(default_factory=dict)
     free_gib: float = 64
+    layers: int = 4
     heard: HeardOf = field(default_factory=HeardOf)
 
     async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation:
@@ -107,7 +109,7 @@ class MeshWorld(World):
     def model(self, name: str) -> Candidate:
         content = self.content.get(name, f"fp-{name}")
         # As large as it was, and elsewhere: else the engine's own text would not tell.
-        found = replace(facts(layers=4), files=(f"/models/{content}.gguf",))
+        found = replace(facts(layers=self.layers), files=(f"/models/{content}.gguf",))
         return Candidate(name, found, identity=content, fingerprint=content)
 
 
@@ -302,3 +304,24 @@ async def test_a_file_that_was_replaced_is_loaded_once(world: MeshWorld) -> None
         (runs,) = world.heard.own.assignments
         assert (runs.stage, runs.fingerprint) == (Stage.READY, "fp-new")
         assert world.done == [("restart", "mesh-llama@a.service")]
+
+
+async def test_a_long_context_leaves_room_for_what_may_have_to_be_taken_over(
+    world: MeshWorld,
+) -> None:
+    world.layers, world.free_gib = 32, 28
+    serves = replace(other("a", "b"), assignments=(Assignment("b", "fp-b", Stage.READY),))
+    world.heard.others = (serves,)
+    async with member(world) as supervisor:
+        await passes(world, supervisor, 5)
+        assert world.heard.stage("a") is Stage.READY
+        assert world.heard.stage("b") is None
+        (runs,) = (one for one in supervisor.status().models if one.name == "a")
+        assert runs.context >= 8192
+        # Its weights are file pages, which the kernel counts as available.
+        world.free_gib -= runs.memory_bytes / GIB - 4
+        # Then the other one is gone, and what it named is wanted still.
+        world.heard.others, world.heard.dead = (), (replace(serves, assignments=()),)
+        await passes(world, supervisor, 10)
+        assert world.heard.stage("a") is Stage.READY
+        assert world.heard.stage("b") is Stage.READY
