@@ -61,6 +61,7 @@ def no_lab() -> str | None:
 
 TIERS = (
     Tier("unit", nothing),
+    Tier("sim", nothing, timeout_s=600),
     Tier("wire", nothing),
     # The first test of a cold run also builds the lab root (about two minutes).
     Tier("lab", no_lab, timeout_s=600),
