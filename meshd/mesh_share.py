@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from meshd.config.settings import Config, ModelSettings, Replicas, Role
 from meshd.engine.build import EngineBuild
@@ -95,7 +96,7 @@ def share(
     decisions = _offers(node, local, settings)
     offers = tuple(
         offer_record(decision, node.candidate(decision.model), node) for decision in decisions
-    )[:OFFERS_MAX]
+    )
     budgets = budgets_of(node, config)
 
     def record(assignments: tuple[Assignment, ...]) -> NodeRecord:
@@ -168,16 +169,17 @@ def with_own(view: MeshView, record: NodeRecord) -> MeshView:
 def _offers(
     node: NodeView, config: Config, settings: Mapping[str, ModelSettings]
 ) -> tuple[Decision, ...]:
+    """At most `OFFERS_MAX`: a layout is searched for each, and what others wish has no bound."""
     complete = replace(config, models=tuple(settings.values()))
-    decisions = (offer(node, complete, model) for model in settings.values())
     # A file that is not here is no offer, unless our own configuration names it: then it is news.
     own = {model.name for model in config.models}
-    return tuple(
-        decision
-        for decision in decisions
-        if decision.model in own
-        or ((found := node.candidate(decision.model)) is not None and found.facts is not None)
+    here = (
+        model
+        for model in settings.values()
+        if model.name in own
+        or ((found := node.candidate(model.name)) is not None and found.facts is not None)
     )
+    return tuple(offer(node, complete, model) for model in islice(here, OFFERS_MAX))
 
 
 def _claims(plan: MeshPlan, config: Config, around: Around) -> Claims:
