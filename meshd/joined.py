@@ -66,9 +66,12 @@ class Joined:
             return
         self.checked_s = now_s
         try:
-            await asyncio.to_thread(write_tls, self.credentials, tls, datetime.now(UTC))
+            changed = await asyncio.to_thread(write_tls, self.credentials, tls, datetime.now(UTC))
         except UserError as error:
             _log.error("the certificate is not renewed", error=str(error))
+            return
+        if changed:
+            self.session.renewed()
 
     async def part(self, *, back_in_s: float | None) -> None:
         """:param back_in_s: None to leave for good, else how soon this node is back."""
