@@ -320,7 +320,9 @@ class Member:
 
     def _partner(self) -> str:
         """Cores compare with each other, so that halves that were apart become equal."""
-        if not self.core:
+        # Between two cores that live, questions may go astray for minutes (Zenoh 1.10, measured
+        # after cores were opened anew): then whoever answers will do.
+        if not self.core or self._comparison.unanswered:
             return ANY_CORE
         others = [
             member.id
