@@ -1,12 +1,12 @@
 """The star that Zenoh makes: cores fully linked, each client attached to one of them.
 
-Sessions, links and who is told of whose token. What is sent over them is in `carriage`. A dead
-link is noticed by each end at its own time after the lease; until then, what is sent is lost.
+Sessions and links; who is told of whose token is in `tokens`, what is sent over them in `carriage`.
+A dead link is noticed by each end at its own time after the lease; until then, what is sent is
+lost.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterable
 
@@ -14,10 +14,10 @@ from meshd.mesh.bus import Listener
 from tests.sim.clock import Clock, Event
 from tests.sim.faults import Faults
 from tests.sim.station import Station
+from tests.sim.tokens import Tokens
 from tests.sim.trace import Trace
 
 Pair = tuple[str, str]
-WITNESS_S = 1.0
 
 
 def pair(a: str, b: str) -> Pair:
@@ -42,6 +42,7 @@ class Network:
         self.cuts: set[Pair] = set()
         self.links: dict[Pair, float] = {}
         self.changing: dict[Pair, Event] = {}
+        self.tokens = Tokens(self)
 
     def add(self, node: str, *, core: bool, near_s: float) -> Station:
         """:param near_s: its delay to and from the middle of the network."""
@@ -95,7 +96,7 @@ class Network:
             for client in list(station.clients.values()):
                 if client.home != node or not client.awake:
                     del station.clients[client.id]
-                    self._undeclare(station, client.id)
+                    self.tokens.undeclare(station, client.id)
             for gone in [other for other in station.seen if other not in station.known]:
                 station.tell(gone, False)
             for there in list(station.known):
@@ -123,7 +124,7 @@ class Network:
             return
         core = self.stations[station.home]
         if core.clients.pop(station.id, None) is not None and core.awake:
-            self._undeclare(core, station.id)
+            self.tokens.undeclare(core, station.id)
         station.next_core += 1
         self._detach(station)
 
@@ -197,16 +198,9 @@ class Network:
         station.attached_s = self.clock.now_s
         core.clients[station.id] = station
         self.trace.note(self.clock.now_s, "attach", station.id, core.id)
-        self._declare(core, station.id)
+        self.tokens.declare(core, station.id)
         station.turn(up=True)
-        self._introduce(station, core)
-
-    def _introduce(self, station: Station, core: Station) -> None:
-        """A new session hears of the tokens that its core knows."""
-        thin = self.random.random() < self.faults.thin_start
-        for node in list(core.known):
-            if not thin or self.random.random() < 0.3:
-                station.tell(node, True)
+        self.tokens.introduce(station, core)
 
     def _detach(self, station: Station) -> None:
         """The client notices that its session is dead."""
@@ -234,7 +228,7 @@ class Network:
             del core.clients[station.id]
         if station.home == core.id and station.session != session:
             return
-        self._undeclare(core, station.id)
+        self.tokens.undeclare(core, station.id)
 
     # --- links
 
@@ -306,103 +300,4 @@ class Network:
             self.links.pop(key, None)
         for core in self.cores:
             if self.stations[core].awake:
-                self._settle(self.stations[core])
-
-    # --- tokens
-
-    def _settle(self, core: Station) -> None:
-        """After links changed: a core's table follows from the cores that it can reach."""
-        reached = self.component(core.id)
-        lost = [
-            (node, source)
-            for node, source in core.known.items()
-            if source not in reached and source != "zombie"
-        ]
-        kept = {source for _, source in lost if self.random.random() < self.faults.zombie}
-        gone = []
-        for node, source in lost:
-            if source in kept and self.random.random() < self.faults.zombie_part:
-                core.known[node] = "zombie"
-                self.trace.note(self.clock.now_s, "zombie", core.id, node)
-                if not self.faults.zombies_shared:
-                    self.clock.after(WITNESS_S, self._lay, core, node)
-            else:
-                del core.known[node]
-                gone.append(node)
-        came = []
-        for source in reached:
-            if source == core.id:
-                continue
-            home = self.stations[source]
-            for node in (source, *home.clients):
-                at_home = self.stations[node].home == source
-                if core.known.get(node) == source or (node in core.known and not at_home):
-                    continue
-                if node not in core.known and self.random.random() < self.faults.missed_token:
-                    self.trace.note(self.clock.now_s, "missed", core.id, node)
-                    if self.faults.missed_token_s >= 0:
-                        delay_s = self.random.uniform(0.0, self.faults.missed_token_s)
-                        self.clock.after(delay_s, self._learn, core, node, source, True)
-                    continue
-                core.known[node] = source
-                came.append(node)
-        for node in gone:
-            self._spread(core, node, False)
-        for node in came:
-            self._spread(core, node, True)
-
-    def _lay(self, core: Station, node: str) -> None:
-        """A zombie that no other core of this part sees through does not walk on."""
-        if core.known.get(node) != "zombie":
-            return
-        if not core.awake:
-            self.clock.after(WITNESS_S, self._lay, core, node)
-            return
-        others = (self.stations[other] for other in self.component(core.id) if other != core.id)
-        if any(
-            one.awake and not one.dark and not one.stalled and node not in one.known
-            for one in others
-        ):
-            self.clock.after(WITNESS_S, self._lay, core, node)
-            return
-        del core.known[node]
-        self._spread(core, node, False)
-
-    def _declare(self, core: Station, node: str) -> None:
-        self._everywhere(core, node, True)
-
-    def _undeclare(self, core: Station, node: str) -> None:
-        self._everywhere(core, node, False)
-
-    def _everywhere(self, core: Station, node: str, up: bool) -> None:
-        self._learn(core, node, core.id, up)
-        for other, hops in self.component(core.id).items():
-            if other != core.id:
-                station = self.stations[other]
-                delay_s = core.near_s + station.near_s * max(1, hops)
-                self.clock.after(delay_s, self._learn, station, node, core.id, up)
-
-    def _learn(self, core: Station, node: str, source: str, up: bool) -> None:
-        if not core.awake:
-            return
-        home = self.stations[source]
-        there = node == source or node in home.clients
-        if up:
-            if not home.awake or not there or core.known.get(node) == source:
-                return
-            core.known[node] = source
-            self._spread(core, node, True)
-        elif core.known.get(node) == source and not (there and home.awake):
-            del core.known[node]
-            self._spread(core, node, False)
-
-    def _spread(self, core: Station, node: str, up: bool) -> None:
-        self.trace.note(self.clock.now_s, "token", core.id, node, up)
-        core.tell(node, up)
-        if not core.dark:
-            for client in list(core.clients.values()):
-                client.tell(node, up)
-
-
-def all_pairs(nodes: Iterable[str]) -> list[Pair]:
-    return [pair(a, b) for a, b in itertools.combinations(nodes, 2)]
+                self.tokens.settle(self.stations[core])
