@@ -103,7 +103,7 @@ class SimNode:
         if clean:
             if hold_s:
                 self.member.hold(hold_s)
-                self.world.watch.holds(self.id, hold_s)
+                self.world.watch.views.holds(self.id, hold_s)
             else:
                 self.member.leave()
             self._perform()
@@ -283,8 +283,8 @@ class SimNode:
             self._perform()
 
     def _loading(self, model: str, plan: MeshPlan, view: MeshView) -> None:
-        self.world.watch.loading(self, model, plan, view)
+        self.world.watch.deeds.loading(self, model, plan, view)
 
     def _moved(self, model: str, before: Stage | None, after: Stage | None) -> None:
         self.world.trace.note(self.clock.now_s, "deed", self.id, model, before, after)
-        self.world.watch.moved(self, model, before, after)
+        self.world.watch.deeds.moved(self, model, before, after)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tests.sim.churn import Rates
 from tests.sim.faults import LOSSY, PERFECT, Faults
-from tests.sim.invariants import Violation
+from tests.sim.findings import Violation
 from tests.sim.sharing import shared
 from tests.sim.world import Settings, World
 
@@ -71,16 +71,16 @@ def simulate(seed: int, settings: Settings) -> Outcome:
     watch = world.watch
     return Outcome(
         seed=seed,
-        violations=tuple(watch.found),
-        counts=dict(watch.counts),
+        violations=tuple(watch.findings.found),
+        counts=dict(watch.findings.counts),
         trace=world.trace.digest(),
-        tail=tuple(world.trace.recent) if watch.found else (),
+        tail=tuple(world.trace.recent) if watch.findings.found else (),
         wall_s=time.perf_counter() - started,
         virtual_s=world.clock.now_s,
         nodes=settings.nodes,
         blows=world.blows,
         shifts=world.clients.shifts,
-        starts=watch.tally.starts,
+        starts=watch.deeds.tally.starts,
         puts=world.carriage.puts,
         put_bytes=world.carriage.put_bytes,
         asks=world.carriage.asks,

@@ -18,7 +18,7 @@ from meshd.mesh.member import Member
 from tests.sim.churn import Rates
 from tests.sim.clock import Clock
 from tests.sim.faults import LOSSY, PERFECT, Faults
-from tests.sim.invariants import Bounds
+from tests.sim.findings import Bounds
 from tests.sim.node import SimNode
 from tests.sim.run import scaled, simulate
 from tests.sim.sharing import shared
@@ -89,11 +89,11 @@ def test_steady_demand_moves_nothing() -> None:
         world = World(5, settings, decode)
         world.start()
         world.clock.run_until(600.0)
-        starts = world.watch.tally.starts
+        starts = world.watch.deeds.tally.starts
         stops = sum(node.engines.stops for node in world.nodes)
         world.clock.run_until(900.0)
     assert starts > 0
-    moved = world.watch.tally.starts - starts
+    moved = world.watch.deeds.tally.starts - starts
     moved += sum(node.engines.stops for node in world.nodes) - stops
     assert moved <= 2, "demand that only trembles moved engines"
 

@@ -14,14 +14,16 @@ from tests.sim.churn import Blow, Kind, Rates, schedule
 from tests.sim.clients import Clients, Taste
 from tests.sim.clock import Clock
 from tests.sim.faults import Faults
+from tests.sim.findings import Bounds
 from tests.sim.fleet import Machine, make_fleet
-from tests.sim.invariants import LOOK_S, Bounds, Watch
+from tests.sim.invariants import Watch
 from tests.sim.keys import SimVerifier
 from tests.sim.network import Network, pair
 from tests.sim.node import SimNode
 from tests.sim.planning import Planning
 from tests.sim.trace import Trace
 from tests.sim.traffic import Traffic
+from tests.sim.views import LOOK_S
 
 PATIENCE_S = 15
 """How long after the calm until everything is at rest."""
@@ -94,7 +96,7 @@ class World:
         settings = self.settings
         self.start()
         self.clock.run_until(settings.start_s + settings.warm_s)
-        self.watch.warm()
+        self.watch.deeds.warm()
         cores = len(self.network.cores)
         begin_s, end_s = self.clock.now_s, self.clock.now_s + settings.churn_s
         for blow in schedule(self.seed, settings.nodes, cores, begin_s, end_s, settings.rates):
@@ -104,14 +106,13 @@ class World:
         self.clock.run_until(end_s + settings.calm_s)
         # A word that is under way just now is no unrest.
         for _ in range(PATIENCE_S):
-            unrest = self.watch.rest()
+            unrest = self.watch.views.rest()
             if not unrest:
                 break
             self.clock.run_until(self.clock.now_s + 1.0)
         for rule, text in unrest:
-            self.watch.fail(rule, text)
-        self.watch.written_by_others()
-        self.watch.settle_accounts()
+            self.watch.findings.fail(rule, text)
+        self.watch.settle()
 
     def start(self) -> None:
         step_s = self.settings.start_s / max(1, len(self.nodes))
@@ -199,10 +200,10 @@ class World:
         if kind is Kind.CRASH:
             models = sorted(node.engines.runs)
             if models:
-                self.watch.hit(node.id)
+                self.watch.deeds.hit(node.id)
                 node.engines.crash(models[int(blow.draw * len(models))])
             return
-        self.watch.hit(node.id)
+        self.watch.deeds.hit(node.id)
         self._busy.add(node.id)
         match kind:
             case Kind.KILL:
@@ -244,14 +245,14 @@ class World:
         if self.network.sides:
             return
         for node in nodes:
-            self.watch.hit(node.id)
+            self.watch.deeds.hit(node.id)
         self.network.set_sides(dict.fromkeys((node.id for node in nodes), 1))
         self.clock.after(blow.lasts_s, self._heal)
 
     def _heal(self) -> None:
         self.trace.note(self.clock.now_s, "heal")
         for node in list(self.network.sides):
-            self.watch.hit(node)
+            self.watch.deeds.hit(node)
         self.network.set_sides({})
 
     # --- figures
