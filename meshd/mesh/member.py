@@ -320,9 +320,7 @@ class Member:
 
     def _partner(self) -> str:
         """Cores compare with each other, so that halves that were apart become equal."""
-        # Between two cores that live, questions may go astray for minutes (Zenoh 1.10, measured
-        # after cores were opened anew): then whoever answers will do.
-        if not self.core or self._comparison.unanswered:
+        if not self.core:
             return ANY_CORE
         others = [
             member.id

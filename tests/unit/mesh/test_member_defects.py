@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from meshd.mesh.bus import ANY_CORE, Ask, Put
+from meshd.mesh.bus import Put
 from meshd.mesh.envelope import revocation_text, seal_burial
 from meshd.mesh.member import Member
 from meshd.mesh.revocations import seal_revocation
@@ -326,22 +326,3 @@ def test_a_newcomer_has_the_whole_view_within_two_seconds(count: int) -> None:
     world.run_until(world.exact, 10)
     world.start("late", tokens=False)
     assert world.run_until(world.exact, 2) <= 2
-
-
-def test_a_core_that_one_core_does_not_answer_asks_whichever_does() -> None:
-    """Zenoh lost the way between two cores, and every other way was there."""
-    world = mesh_of(6)
-    world.run(5)
-    core = world.nodes["n0"]
-    others = {node(name) for name, member in world.nodes.items() if member.core} - {core.id}
-    targets = []
-    while len(targets) < 2:
-        world.now_s += core.next_tick_s()
-        core.tick()
-        asks = [one for one in core.drain() if isinstance(one, Ask)]
-        targets += [one.target for one in asks]
-        for ask in asks:
-            core.answered(ask.number, None)
-    assert targets[0] in others
-    assert targets[1] == ANY_CORE
-    assert core.unanswered == 2
