@@ -87,11 +87,15 @@ async def _compare(chosen: argparse.Namespace, folder: Path) -> None:
     if fleets != ("meshd",) and not serf_fleet.available():
         print("Serf is not installed (apt install serf): meshd alone", flush=True)
         fleets = ("meshd",)
-    found = [
-        await _one(_fleet(name, folder), size, effort) for name in fleets for size in chosen.sizes
-    ]
-    print("Times: median / worst. Bytes, CPU, memory: mean / most of any node.\n")
-    print(render(found), flush=True)
+    found: list[Figures] = []
+    try:
+        for name in fleets:
+            for size in chosen.sizes:
+                found.append(await _one(_fleet(name, folder), size, effort))  # noqa: PERF401
+    finally:
+        # Who interrupts it after half an hour wants what there is.
+        print("Times: median / worst. Bytes, CPU, memory: mean / most of any node.\n")
+        print(render(found), flush=True)
 
 
 def _fleet(name: str, folder: Path) -> Fleet:
