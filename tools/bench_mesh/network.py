@@ -64,7 +64,18 @@ class Network:
                 ]
             )
             _ip(
-                ["link set lo up", f"addr add {address(port)}/24 dev eth0", "link set eth0 up"],
+                [
+                    "link set lo up",
+                    f"addr add {address(port)}/24 dev eth0",
+                    f"link set eth0 address {_mac(port)} up",
+                    # The kernel's table of neighbours is one for all namespaces, and fifty that
+                    # talk to fifty fill it; entries that were put there do not count.
+                    *(
+                        f"neigh add {address(one)} lladdr {_mac(one)} nud permanent dev eth0"
+                        for one in self.ports
+                        if one != port
+                    ),
+                ],
                 name,
             )
 
@@ -107,6 +118,10 @@ def namespace(port: int) -> str:
 
 def address(port: int) -> str:
     return f"10.99.0.{port}"
+
+
+def _mac(port: int) -> str:
+    return f"02:00:0a:63:00:{port:02x}"
 
 
 def inside(port: int) -> list[str]:
