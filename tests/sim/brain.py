@@ -20,6 +20,8 @@ class Habits:
 
     :ivar fails: part of loads that end in a failure.
     :ivar rest_s: from a change to the pass that takes it up, so that many make one pass.
+    :ivar beat_s: passes fall on its multiples, so that a thousand nodes, most of which see the same
+        at one instant, share a placement; 0 for passes at any time.
     :ivar weigh_s: between two looks at what is in demand.
     """
 
@@ -28,6 +30,7 @@ class Habits:
     retry_s: float = 300.0
     fails: float = 0.02
     rest_s: float = 0.1
+    beat_s: float = 0.0
     weigh_s: float = 5.0
 
 

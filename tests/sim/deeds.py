@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 SEES = (Stage.LOADING, Stage.READY)
+IN_TOUCH_S = 3.0
+"""After which cores are linked and know each other's clients, where no message is lost."""
 
 
 @dataclass(slots=True)
@@ -78,24 +80,54 @@ class Deeds:
             self.fail("no-oscillation", f"{node.id} gave {model} back at {given_s:.1f} s")
         placement = plan.placement(model)
         wanted = placement.wanted if placement is not None else 0
-        part = self.views.part(node.id)
-        if part is None:
-            return
-        rivals = [
-            member.id
-            for member in view.members
-            if member.id != node.id
-            and self.views.part(member.id) == part
-            and (deed := self.world.by_id[member.id].brain.deeds.get(model)) is not None
-            and deed.assignment.stage in SEES
-            and (self.bounds.nothing_lost or _knows(member.record, deed.assignment))
-        ]
+        rivals = self._rivals(node, model, view)
         strays = len(placement.releases) if placement is not None else 0
         if len(rivals) >= wanted + strays:
             self.fail(
                 "no-double-promotion",
                 f"{node.id} starts {model}, wanted {wanted}, runs on {sorted(rivals)[:4]}",
             )
+
+    def _rivals(self, node: SimNode, model: str, view: MeshView) -> list[str]:
+        """Who runs it, and must be known to do so by a node that is about to."""
+        others = (
+            other
+            for other in self.world.nodes
+            if other.id != node.id
+            and (deed := other.brain.deeds.get(model)) is not None
+            and deed.assignment.stage in SEES
+        )
+        if self.bounds.nothing_lost:
+            return [other.id for other in others if self._in_touch(node, other)]
+        part = self.views.part(node.id)
+        records = {member.id: member.record for member in view.members}
+        return [
+            other.id
+            for other in others
+            if part is not None
+            and self.views.part(other.id) == part
+            and (record := records.get(other.id)) is not None
+            and _knows(record, other.brain.deeds[model].assignment)
+        ]
+
+    def _in_touch(self, one: SimNode, other: SimNode) -> bool:
+        """Whether claims must keep the one from doing what the other does: both are connected for
+        long enough, or the one is new and the first core that it tries would answer it.
+        """
+        network, since_s = self.world.network, self.world.clock.now_s - IN_TOUCH_S
+        station, rival = network.stations[one.id], network.stations[other.id]
+        if not network.attached(rival) or rival.attached_s > since_s:
+            return False
+        if network.attached(station) and station.attached_s <= since_s:
+            return network.connected(one.id, other.id)
+        if station.core or station.next_core:
+            return False
+        core = network.next_core(station)
+        return (
+            core.attached_s <= since_s
+            and network.reach(station, core)
+            and rival.home in network.component(core.id)
+        )
 
     def look(self, groups: dict[object, set[str]]) -> None:
         """A model that is wanted, and could be served by a node that is well, is served in time."""

@@ -65,3 +65,8 @@ PERFECT = Faults(
 
 LOSSY = Faults(loss=0.05, loss_after_link=0.5, duplicate=0.05, late=0.1, silence=0.05)
 """5 % of everything is lost, on top of the rest."""
+
+LOSSLESS = Faults(loss=0.0, loss_after_link=0.0)
+"""Every put arrives, late or twice as ever: nodes that see the same share a placement, where with
+losses each of a thousand has a view of its own and works out its own.
+"""

@@ -183,12 +183,15 @@ class Network:
             station.pending.cancel()
         station.pending = self.clock.after(delay_s, self._try_core, station)
 
+    def next_core(self, station: Station) -> Station:
+        """The core that a client without a session tries next."""
+        return self.stations[self.cores[(station.index + station.next_core) % len(self.cores)]]
+
     def _try_core(self, station: Station) -> None:
         station.pending = None
         if not station.awake or not self.cores:
             return
-        place = (station.index + station.next_core) % len(self.cores)
-        core = self.stations[self.cores[place]]
+        core = self.next_core(station)
         if not self.reach(station, core):
             station.next_core += 1
             self._seek(station, self.faults.open_timeout_s)

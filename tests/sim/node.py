@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -234,7 +235,12 @@ class SimNode:
     def wake(self) -> None:
         """Have a pass soon; many causes, one pass."""
         if self.member is not None and self._pass is None:
-            self._pass = self.clock.after(self.world.settings.habits.rest_s, self.think)
+            habits = self.world.settings.habits
+            delay_s = habits.rest_s
+            if habits.beat_s:
+                beats = math.ceil((self.clock.now_s + delay_s) / habits.beat_s)
+                delay_s = beats * habits.beat_s - self.clock.now_s
+            self._pass = self.clock.after(delay_s, self.think)
 
     def engine_changed(self) -> None:
         self._dirty = True
@@ -272,7 +278,11 @@ class SimNode:
 
     def think_again(self) -> None:
         self._again = None
-        self.think()
+        if self.world.settings.habits.beat_s:
+            self._dirty = True
+            self.wake()
+        else:
+            self.think()
 
     def _publish(self) -> None:
         assert self.member is not None

@@ -15,13 +15,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+from tests.sim.brain import Habits
 from tests.sim.churn import Rates
-from tests.sim.faults import LOSSY, PERFECT, Faults
+from tests.sim.faults import LOSSLESS, LOSSY, PERFECT, Faults
 from tests.sim.findings import Violation
 from tests.sim.sharing import shared
 from tests.sim.world import Settings, World
 
-NETWORKS = {"perfect": PERFECT, "zenoh": Faults(), "lossy": LOSSY}
+NETWORKS = {"perfect": PERFECT, "zenoh": Faults(), "lossy": LOSSY, "lossless": LOSSLESS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,11 @@ def settings_from(options: argparse.Namespace) -> Settings:
     return Settings(
         nodes=options.nodes,
         models=options.models,
-        start_s=max(5.0, options.nodes / 20),
+        start_s=max(5.0, options.nodes / 100),
         churn_s=options.hours * 3600,
         faults=NETWORKS[options.network],
         rates=scaled(Rates(), options.blows),
+        habits=Habits(beat_s=options.beat),
     )
 
 
@@ -115,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--hours", type=float, default=0.1, help="of churn, in virtual time")
     found.add_argument("--blows", type=float, default=10.0, help="times the usual rate of churn")
     found.add_argument("--network", choices=sorted(NETWORKS), default="zenoh")
+    found.add_argument("--beat", type=float, default=0.0, help="seconds; 2 for a thousand nodes")
     found.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     found.add_argument("--trace", action="store_true", help="print the last events of broken runs")
     return found
@@ -139,7 +142,7 @@ def main(words: list[str] | None = None) -> int:
         print(
             f"  python -m tests.sim.run --seed {broken[0]} --nodes {options.nodes} "
             f"--models {options.models} --hours {options.hours} --blows {options.blows} "
-            f"--network {options.network} --trace"
+            f"--network {options.network} --beat {options.beat} --trace"
         )
     return 1 if broken else 0
 

@@ -10,13 +10,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from meshd.mesh import membership
+from meshd.mesh.intake import Intake
 from meshd.mesh.member import Member
+from meshd.mesh.messages import Entry
+from meshd.planner.room import Room
 from tests.sim.churn import Rates
 from tests.sim.clock import Clock
+from tests.sim.engines import OverMemoryError
 from tests.sim.faults import LOSSY, PERFECT, Faults
 from tests.sim.findings import Bounds
 from tests.sim.node import SimNode
@@ -28,20 +33,22 @@ from tests.sim.world import Settings, World
 ROOT = Path(__file__).resolve().parents[2]
 NO_BLOWS = scaled(Rates(), 0.0)
 SMALL = Settings(
-    nodes=16,
+    nodes=12,
     models=6,
     start_s=4.0,
     warm_s=40.0,
-    churn_s=150.0,
-    calm_s=60.0,
+    churn_s=90.0,
+    calm_s=40.0,
     rates=scaled(Rates(), 30.0),
 )
+SHORT = dataclasses.replace(SMALL, churn_s=45.0, calm_s=20.0)
 # Only crashes, seldom two at once, and nothing that might excuse what is seen wrongly.
 CRASHES = dataclasses.replace(
     SMALL,
+    churn_s=150.0,
     faults=PERFECT,
     rates=dataclasses.replace(NO_BLOWS, kill=12.0),
-    bounds=Bounds(no_false_death=True),
+    bounds=Bounds(no_false_death=True, nothing_lost=True),
 )
 
 
@@ -64,7 +71,7 @@ def test_five_percent_loss_buries_nobody_for_good() -> None:
 def test_the_same_seed_is_the_same_run_in_another_process() -> None:
     """With another hash seed, so that no order of a set decides anything."""
     command = (
-        "from tests.sim.test_simulation import SMALL, simulate; print(simulate(3, SMALL).trace)"
+        "from tests.sim.test_simulation import SHORT, simulate; print(simulate(3, SHORT).trace)"
     )
     traces = {
         subprocess.run(
@@ -79,7 +86,7 @@ def test_the_same_seed_is_the_same_run_in_another_process() -> None:
         for hashes in ("1", "2")
     }
     assert len(traces) == 1
-    assert simulate(4, SMALL).trace not in traces.pop()
+    assert simulate(4, SHORT).trace not in traces.pop()
 
 
 def test_steady_demand_moves_nothing() -> None:
@@ -126,6 +133,28 @@ def test_without_incarnations_the_buried_stay_so(monkeypatch: pytest.MonkeyPatch
     assert "alive-in-every-view" in simulate(2, CRASHES).counts
 
 
+def test_believing_what_comes_last_lets_incarnations_fall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nodes that lost their disks, in a mesh that does not ask which incarnation is the newer."""
+    start, take = SimNode.start, Intake._entry
+
+    def forgetful(self: SimNode) -> None:
+        self.disk.incarnation = 100 - self.process
+        start(self)
+
+    def gullible(self: Intake, entry: Entry, *rest: Any) -> Any:
+        owner = self.gate.owner(entry.key)
+        if owner != self.me and entry.incarnation != self.standing(owner).incarnation:
+            self.lattice.drop_owner(owner)
+        return take(self, entry, *rest)
+
+    monkeypatch.setattr(SimNode, "start", forgetful)
+    assert "incarnation-never-falls" not in simulate(2, CRASHES).counts
+    monkeypatch.setattr(Intake, "_entry", gullible)
+    assert "incarnation-never-falls" in simulate(2, CRASHES).counts
+
+
 def test_without_refutation_the_buried_stay_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def silent(self: Member) -> None:
         self._refutation.done(self._now())
@@ -140,13 +169,28 @@ def test_without_burials_the_dead_stay_listed(monkeypatch: pytest.MonkeyPatch) -
     assert "dead-in-no-view" in simulate(2, CRASHES).counts
 
 
+def test_without_a_claim_window_two_start_what_one_should() -> None:
+    """Who is new starts what others run, before it hears of them."""
+    hasty = dataclasses.replace(CRASHES, habits=dataclasses.replace(CRASHES.habits, window_s=0.0))
+    assert simulate(2, hasty).counts.keys() == {"no-double-promotion"}
+
+
+def test_memory_that_is_not_counted_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    crowded = dataclasses.replace(CRASHES, models=20)
+    assert not simulate(2, crowded).violations
+    monkeypatch.setattr(Room, "take", lambda self, memory: None)
+    with pytest.raises(OverMemoryError):
+        simulate(2, crowded)
+
+
 def test_an_engine_that_is_never_ready_is_noticed() -> None:
     """Every load fails: what is wanted and could be served is not."""
     settings = dataclasses.replace(
         SMALL,
         faults=PERFECT,
         rates=NO_BLOWS,
-        churn_s=60.0,
+        churn_s=20.0,
+        calm_s=5.0,
         habits=dataclasses.replace(SMALL.habits, fails=1.0, retry_s=1.0),
         bounds=Bounds(served_s=10.0),
     )
@@ -169,7 +213,7 @@ def _idle(nodes: int) -> tuple[float, float, int]:
     with shared() as decode:
         world = World(1, settings, decode)
         world.start()
-        begin_s = settings.start_s + 400.0
+        begin_s = settings.start_s + 200.0
         world.clock.run_until(begin_s)
         before = world.traffic()
         world.clock.run_until(begin_s + 60.0)
@@ -193,7 +237,7 @@ def _size(traffic: Traffic) -> int:
 
 
 def test_an_idle_node_costs_the_same_in_a_large_mesh() -> None:
-    small, large = _idle(50), _idle(200)
+    small, large = _idle(50), _idle(150)
     assert small[0] > 0
     assert large[0] <= 1.25 * small[0], (small, large)
     assert large[1] <= 1.25 * small[1], (small, large)
