@@ -191,7 +191,7 @@ class Attachment:
         known = sum(node.core for node in self._around.nodes())
         if bus is None or len(bus.plan.connect) >= min(known, cores.WANTED):
             return
-        reached = await self._sessions.find(enough=known)
+        reached = await self._sessions.find(enough=known, cores_only=True)
         if len(reached) > len(bus.plan.connect):
             await self._sessions.be_client(reached)
 

@@ -120,9 +120,14 @@ class Sessions:
         """Give handshakes more time after a try in vain, and the usual time after another."""
         self.open_s = OPEN_S if answered else min(1.5 * self.open_s, _OPEN_MOST_S)
 
-    async def find(self, *, enough: int) -> tuple[Reached, ...]:
-        """Who of all that we know answers, once `enough` do."""
-        candidates = await self._around.candidates(scout=self._lan)
+    async def find(self, *, enough: int, cores_only: bool = False) -> tuple[Reached, ...]:
+        """Who of all that we know answers, once `enough` do.
+
+        :param cores_only: nobody else listens, so nobody else is asked.
+        """
+        candidates = await self._around.candidates(scout=self._lan and not cores_only)
+        if cores_only:
+            candidates = tuple(one for one in candidates if one.core)
         found = self.usable(await self._reach(candidates, enough=enough, timeout_s=self.open_s))
         if found or candidates:
             self.hurried(answered=bool(found))
