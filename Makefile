@@ -18,7 +18,7 @@ help:
 	@echo "make engine        get llama.cpp into .cache/engine"
 	@echo "make config        write etc/mesh.yaml and docs/configuration.md from the schema"
 	@echo "make sim SEEDS=20  a thousand nodes in a simulation with a virtual clock"
-	@echo "make bench-mesh    membership beside Serf: detection, convergence, idle cost"
+	@echo "make bench-mesh    membership beside Serf: detection, convergence, cost (15 min)"
 	@echo "make bench-clients what a client costs the node that it follows"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
