@@ -30,6 +30,11 @@ from meshd.mesh.messages import (
 )
 
 ROUND_S = 10.0
+CORE_ROUND_S = 2.0
+CORE_ROUNDS = 4
+"""After a change cores compare with each other at once, one after the other: Zenoh loses puts
+between them now and then, and all others hear what they hear.
+"""
 QUIET_ROUND_S = 30.0
 QUIET_AFTER_S = 60.0
 RETRY_S = (0.5, 1.0, 2.0, 4.0)
@@ -114,15 +119,18 @@ class Comparison:
         self._progress = False
         self._more = False
         self._young = 0
+        self._rounds = 0
 
     def session_began(self, now_s: float) -> None:
         self.next_s = now_s
         self._young = 0
 
-    def moved(self, now_s: float) -> None:
-        """Something in the mesh changed: compare at the usual pace for a while."""
+    def moved(self, now_s: float, *, core: bool) -> None:
+        """Something in the mesh changed: compare at the usual pace for a while, cores soon."""
         self._moved_s = now_s
-        self.next_s = min(self.next_s, now_s + ROUND_S * self._rng.uniform(0.9, 1.1))
+        self._rounds = CORE_ROUNDS - 1 if core else 0
+        pace_s = CORE_ROUND_S if core else ROUND_S
+        self.next_s = min(self.next_s, now_s + pace_s * self._rng.uniform(0.9, 1.1))
 
     def hurry(self, now_s: float, spread_s: float) -> None:
         """Compare soon: what was apart may have come together."""
@@ -214,6 +222,9 @@ class Comparison:
         elif self._young < len(YOUNG_S):
             delay_s = YOUNG_S[self._young]
             self._young += 1
+        elif self._rounds:
+            self._rounds -= 1
+            delay_s = CORE_ROUND_S
         else:
             intake = self._intake
             if now_s - self._moved_s > QUIET_AFTER_S:

@@ -89,6 +89,7 @@ class Member:
             hurry=lambda spread_s: self._comparison.hurry(now(), spread_s),
         )
         self._quiet_until_s = -math.inf
+        self._turn = rng.randrange(1 << 16)
         self._forget_s = now() + FORGET_EVERY_S
         self._demand_changed = False
         for raw in revocations:
@@ -309,6 +310,7 @@ class Member:
             self._views.touch(self.id)
         if raw is not None:
             self._outbox.put(raw)
+            self._comparison.moved(self._now(), core=self.core)
 
     def _hear(self, raw: bytes, *, put: bool) -> None:
         news = self._intake.absorb(raw, self._now(), put=put)
@@ -327,7 +329,11 @@ class Member:
             for member in self.view().members
             if member.record.core and member.id in self._intake.tokens
         ]
-        return self._rng.choice(others) if others else ANY_CORE
+        if not others:
+            return ANY_CORE
+        # In turn: after a change each has been asked before long.
+        self._turn += 1
+        return others[self._turn % len(others)]
 
     def _pong(self, ping: Ping) -> bytes | None:
         if ping.node != self.id:
@@ -361,7 +367,7 @@ class Member:
             if self._refutation.due_s <= now_s:
                 self._refute()
             return
-        self._comparison.moved(now_s)
+        self._comparison.moved(now_s, core=self.core)
         if news.space == "dem":
             self._demand_changed = True
         else:

@@ -69,6 +69,8 @@ class CheapVerifier:
 class World:
     """:ivar nodes: running members by name. :ivar loss: share of puts and asks that vanish.
 
+    :ivar loses_puts: every put vanishes, though questions are answered.
+
     :ivar sides: nodes of different sides do not hear each other. :ivar hung: they hear nothing.
     """
 
@@ -77,6 +79,7 @@ class World:
         self.now_s = 0.0
         self.loss = loss
         self.duplicates = duplicates
+        self.loses_puts = False
         self.nodes: dict[str, Member] = {}
         self.sides: dict[str, int] = {}
         self.hung: set[str] = set()
@@ -223,7 +226,7 @@ class World:
 
     def _put(self, name: str, put: Put) -> None:
         self.puts += 1
-        if name in self.hung:
+        if name in self.hung or self.loses_puts:
             return
         for other in list(self.nodes):
             times = 1 + (self.rng.random() < self.duplicates)

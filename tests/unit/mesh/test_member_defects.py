@@ -326,3 +326,14 @@ def test_a_newcomer_has_the_whole_view_within_two_seconds(count: int) -> None:
     world.run_until(world.exact, 10)
     world.start("late", tokens=False)
     assert world.run_until(world.exact, 2) <= 2
+
+
+def test_cores_that_lost_a_put_have_it_within_seconds() -> None:
+    """Zenoh loses puts between cores whose sessions were made anew: they ask each other."""
+    world = mesh_of(5, cores=5, seed=11)
+    world.run(90)
+    world.loses_puts = True
+    world.nodes["n0"].publish(world.record("n0", core=True, software="2"))
+    world.run_effects("n0")
+    took_s = world.run_until(world.equal, within_s=15)
+    assert took_s <= 8, "by the usual pace it is up to half a minute"
