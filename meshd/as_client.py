@@ -109,6 +109,9 @@ class AsClient:
     def took(self, proposal: Proposal) -> None:
         pass
 
+    async def settle(self) -> None:
+        pass
+
     def ways(self) -> Ways | None:
         following = self._following
         if following is None:

@@ -36,6 +36,7 @@ _CLAIM_WINDOW_S = {Preset.LAN: 0.4, Preset.WAN: 1.5}
 RESTART_S = 45.0
 # Of a node whose mesh.* changed.
 _REJOIN_S = 10.0
+_SETTLE_S = 4.0
 # So long after joining, what is heard may not be all; longer where nobody was heard of who should.
 _EARLY_S = 2.0
 _ALONE_EARLY_S = 6.0
@@ -181,6 +182,11 @@ class InMesh:
             and any(one.stage is Stage.READY for one in member.record.assignments)
         )
         joined.prober.follow(peers, serving)
+
+    async def settle(self) -> None:
+        # Who restarts node after node goes on when systemctl returns: by then we must be back.
+        if self._joined is not None:
+            await self._joined.session.attached(_SETTLE_S)
 
     # -- what others ask ------------------------------------------------------------------------
 

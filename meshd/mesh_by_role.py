@@ -49,6 +49,9 @@ class MeshByRole:
     def took(self, proposal: Proposal) -> None:
         self._now.took(proposal)
 
+    async def settle(self) -> None:
+        await self._now.settle()
+
     def ways(self) -> Ways | None:
         return self._now.ways()
 

@@ -34,6 +34,9 @@ class Mesh(Protocol):
     def took(self, proposal: Proposal) -> None:
         """A pass is done: remember what this node does, and say what changed."""
 
+    async def settle(self) -> None:
+        """Wait until the others can hear us again, for a few seconds at most."""
+
     def ways(self) -> Ways | None: ...
 
     def status(self) -> MeshStatus | None: ...
@@ -63,6 +66,9 @@ class Alone:
         return None
 
     def took(self, proposal: Proposal) -> None:
+        pass
+
+    async def settle(self) -> None:
         pass
 
     def ways(self) -> Ways | None:

@@ -165,6 +165,7 @@ class Supervisor:
             async with self._pass_lock:
                 await self._ask_adopted()
                 await self._pass()
+            await self._mesh.settle()
             await self._ready()
             self._notifier.ready()
             while not self._stop_asked.is_set():

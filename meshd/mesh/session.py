@@ -7,6 +7,7 @@ what it wants done, keeps its timer. All of it in one event loop, none of it blo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -85,6 +86,7 @@ class MeshSession:
         self._unanswered = 0
         self._reopen_at, self._reopen_pause_s = 0.0, _REOPEN_PAUSE_S
         self._started = self._closing = False
+        self._attached = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to join; returns at once, the mesh comes when it comes.
@@ -138,6 +140,12 @@ class MeshSession:
     def core(self) -> bool:
         """Whether this node relays for others now."""
         return self._attachment.core
+
+    async def attached(self, timeout_s: float) -> bool:
+        """Whether there has been a session with the mesh; waits for the first one."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._attached.wait(), timeout_s)
+        return self._attached.is_set()
 
     @property
     def searched(self) -> bool:
@@ -260,6 +268,7 @@ class MeshSession:
             self._attachment.reopen()
 
     def _role_changed(self) -> None:
+        self._attached.set()
         self._member.core = self._attachment.core
         self.publish(self._record)
 

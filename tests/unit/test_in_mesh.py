@@ -65,6 +65,9 @@ class HeardOf:
     def demand_entries(self) -> list[tuple[bytes, float]]:
         return [] if self.demand is None else [(self.demand, 0.0)]
 
+    async def attached(self, timeout_s: float) -> bool:
+        return True
+
     async def close(self, back_in_s: float | None) -> None:
         pass
 
