@@ -137,10 +137,11 @@ class InMesh:
         if joined is None:
             return None
         session = joined.session
-        own = joined.session.view().member(joined.own.id)
+        view = session.view()
+        own = view.member(joined.own.id)
         return Around(
             self=joined.own,
-            view=session.view(),
+            view=view,
             demand=self._rates(session),
             calm_s=self._clock() - self._calm_since_s,
             own=self._deeds.own(engines),

@@ -241,13 +241,14 @@ class Supervisor:
             _log.error(self._blind)
             self._publish(loaded, self._proposal)
             return
-        doors = loaded.config.gateway.listen, self._peer_door(loaded)
+        peers = self._peer_door(loaded)
+        doors = loaded.config.gateway.listen, peers
         proposal = await self._carry_out(proposal, doors)
         self._proposal = proposal
         self._running = proposal.running
         self._mesh.took(proposal)
         self._health.watch(self._watched(proposal.engines))
-        self._door_error = await self._open_doors(loaded)
+        self._door_error = await self._open_doors(loaded, peers)
         self._publish(loaded, proposal)
 
     async def _propose(self, loaded: Loaded) -> Proposal:
@@ -261,9 +262,9 @@ class Supervisor:
             pipeline.propose, loaded.config, observation, engines, running, self._paths, around
         )
 
-    async def _open_doors(self, loaded: Loaded) -> str:
+    async def _open_doors(self, loaded: Loaded, peers: tuple[str, ...]) -> str:
         try:
-            await self._serve(loaded, self._peer_door(loaded))
+            await self._serve(loaded, peers)
         except UserError as error:
             if str(error) != self._door_error:
                 _log.error("cannot listen", error=str(error))

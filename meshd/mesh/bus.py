@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,9 +62,6 @@ class Bus(Protocol):
 
     async def close(self) -> None:
         """Take back our token and end the session."""
-
-
-OpenBus = Callable[..., Bus]
 
 
 class BusError(Exception):

@@ -121,11 +121,6 @@ def config_text(plan: SessionPlan) -> str:
     return json.dumps(config)
 
 
-def probe_text(zid: str, endpoint: str, tls: PurePath) -> str:
-    """The configuration of a session that only sees whether somebody answers there."""
-    return config_text(SessionPlan(zid=zid, core=False, tls=tls, connect=(endpoint,)))
-
-
 def scout_text() -> str:
     """The configuration with which `zenoh.scout` asks who is on the LAN."""
     return json.dumps({"scouting": {"multicast": {"enabled": True, "address": SCOUTING_GROUP}}})
