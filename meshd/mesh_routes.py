@@ -182,6 +182,7 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
         weights=assignment.fingerprint,
         busy=load.busy + load.waiting if load else 0,
         rtt_ms=ways.rtt_ms.get(member.id, 0.0),
+        context=assignment.context,
     )
 
 

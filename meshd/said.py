@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from meshd.config.load import Loaded
-from meshd.config.settings import Config
-from meshd.gateway.routes import RoutingTable
+from meshd.config.settings import Config, GatewaySettings
+from meshd.gateway.routes import Front, RoutingTable
 from meshd.mesh_routes import Ways, with_former, with_mesh
 from meshd.mesh_status import elsewhere_status, followed_status, placed, with_others
 from meshd.node.inventory import Hardware
@@ -103,6 +103,7 @@ def routes(
             name: str(paths.engine_socket(instance_name(name))) for name in proposal.plan.names
         },
         max_body_bytes=config.gateway.max_body_bytes,
+        front=front(config.gateway),
         generation=before.generation if before else 0,
     )
     if ways is not None:
@@ -111,6 +112,19 @@ def routes(
             heard = frozenset(member.id for member in mine.view.members)
             table = with_former(table, before, heard)
     return table if table == before else replace(table, generation=table.generation + 1)
+
+
+def front(settings: GatewaySettings) -> Front:
+    """What the gateway is told of how it meets its clients."""
+    return Front(
+        hosts=settings.hosts,
+        origins=settings.origins,
+        certificate=settings.tls.certificate,
+        key=settings.tls.key,
+        wait_s=settings.wait_s,
+        queue=settings.queue,
+        otlp=settings.otlp,
+    )
 
 
 def _devices(hardware: Hardware) -> tuple[DeviceStatus, ...]:

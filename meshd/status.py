@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshd import __version__
-from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
 from meshd.own_record import capabilities
 from meshd.planner.plan import Code, Decision, Plan
 from meshd.planner.view import NodeView
@@ -176,6 +176,7 @@ def routing_table(
     sockets: dict[str, str],
     max_body_bytes: int,
     generation: int,
+    front: Front | None = None,
 ) -> RoutingTable:
     """The gateway's table; `sockets` maps a model to its engine's Unix socket."""
     routes = []
@@ -191,6 +192,7 @@ def routing_table(
                     socket=sockets[decision.model],
                     ready=model.state is ModelState.READY,
                     slots=decision.slots,
+                    context=decision.context,
                 ),
             )
         routes.append(
@@ -211,6 +213,7 @@ def routing_table(
         node=node.id,
         routes=tuple(routes),
         max_body_bytes=max_body_bytes,
+        front=front or Front(),
     )
 
 

@@ -22,6 +22,7 @@ from meshd.config.settings import (
     Replicas,
     Reserve,
     Role,
+    TlsSettings,
 )
 from meshd.config.sizes import format_size, parse_size
 
@@ -86,6 +87,15 @@ def to_data(config: Config) -> dict[str, Any]:
         "gateway": {
             "listen": list(config.gateway.listen),
             "max_body": format_size(config.gateway.max_body_bytes),
+            "hosts": list(config.gateway.hosts),
+            "origins": list(config.gateway.origins),
+            "tls": {
+                "certificate": config.gateway.tls.certificate,
+                "key": config.gateway.tls.key,
+            },
+            "wait": format_duration(config.gateway.wait_s),
+            "queue": config.gateway.queue,
+            "otlp": config.gateway.otlp,
         },
         "console": {"enabled": config.console.enabled, "listen": config.console.listen},
         "discovery": {"lan": config.discovery.lan, "nostr": config.discovery.nostr},
@@ -138,6 +148,17 @@ def _gateway(data: Section) -> GatewaySettings:
         given["listen"] = tuple(data["listen"])
     if "max_body" in data:
         given["max_body_bytes"] = parse_size(data["max_body"])
+    for key in ("hosts", "origins"):
+        if key in data:
+            given[key] = tuple(data[key])
+    if "tls" in data:
+        given["tls"] = TlsSettings(**data["tls"])
+    if "wait" in data:
+        given["wait_s"] = parse_duration(data["wait"])
+    if "queue" in data:
+        given["queue"] = int(data["queue"])
+    if "otlp" in data:
+        given["otlp"] = data["otlp"]
     return GatewaySettings(**given)
 
 

@@ -14,6 +14,7 @@ from meshd.config.tree import Entry, ListNode, MapNode, Node, Path, Scalar
 _BODY_BYTES = (64 * 1024, 4096 * MIB)
 _RESERVE_BYTES = 1024 * 1024 * MIB * 16
 _DEMAND_S = {"half_life": (60, 7 * 86400), "dwell": (0, 86400)}
+_LONGEST_WAIT_S = 3600
 _SMALL_CONTEXT = 512
 _LARGE_TOTAL_CONTEXT = 16 * 1024 * 1024
 
@@ -66,6 +67,7 @@ def check(config: Config, tree: MapNode, texts: Mapping[str, str]) -> list[Findi
     _listening(config, book)
     _sizes(config, book)
     _demand(config, book)
+    _front(config, book)
     if config.discovery.nostr:
         message = "discovery.nostr has no effect in this version"
         book.say(("discovery", "nostr"), message, severity=Severity.WARNING)
@@ -168,6 +170,16 @@ def _listening(config: Config, book: _Book) -> None:
         if not address.loopback and path[0] != "mesh":
             message = f"{text} can be reached from other machines, and asks for no password"
             book.say(path, message, severity=Severity.WARNING)
+
+
+def _front(config: Config, book: _Book) -> None:
+    tls = config.gateway.tls
+    if bool(tls.certificate) is not bool(tls.key):
+        given, missing = ("certificate", "key") if tls.certificate else ("key", "certificate")
+        message = f"gateway.tls has a {given} and no {missing}"
+        book.say(("gateway", "tls", given), message, f"add {missing}: and the path of a PEM file")
+    if config.gateway.wait_s > _LONGEST_WAIT_S:
+        book.say(("gateway", "wait"), "gateway.wait must be at most 1h")
 
 
 def _demand(config: Config, book: _Book) -> None:

@@ -121,9 +121,29 @@ class DemandSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """:ivar certificate: PEM file with the chain, "" for plain HTTP. :ivar key: PEM file."""
+
+    certificate: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GatewaySettings:
+    """:ivar hosts: names under which clients may reach it, beside this machine's own.
+
+    :ivar origins: of web pages that may use it. :ivar wait_s: how long a request may wait for its
+        model. :ivar queue: how many may. :ivar otlp: URL that takes traces, "" for none.
+    """
+
     listen: tuple[str, ...] = ("127.0.0.1:9337",)
     max_body_bytes: int = 64 * MIB
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    wait_s: int = 120
+    queue: int = 256
+    otlp: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from meshd.gateway.routes import RoutingTable, Target
+from meshd.gateway.routes import Front, RoutingTable, Target
 
 
 def seen_from_outside(table: RoutingTable) -> RoutingTable:
@@ -17,7 +17,7 @@ def seen_from_outside(table: RoutingTable) -> RoutingTable:
     routes = tuple(
         replace(route, targets=tuple(_outside(route.targets, address))) for route in table.routes
     )
-    return replace(table, routes=routes, tls="", client=False)
+    return replace(table, routes=routes, tls="", client=False, front=Front())
 
 
 def for_client(table: RoutingTable, me: str, tls: str) -> RoutingTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import msgspec
@@ -31,6 +31,9 @@ class Target:
     :ivar weights: fingerprint of the model's content: equal for true replicas.
     :ivar busy: slots in use and requests waiting there, as its node last said.
     :ivar rtt_ms: to its node, 0 here or when not measured.
+    :ivar context: tokens that one of its slots holds, 0 when not known.
+    :ivar load_s: how long it takes to load by what was measured, 0 when nothing was.
+    :ivar since_s: when this load began, by this machine's monotonic clock; 0 when it does not load.
     """
 
     node: str
@@ -43,6 +46,9 @@ class Target:
     weights: str = ""
     busy: int = 0
     rtt_ms: float = 0.0
+    context: int = 0
+    load_s: float = 0.0
+    since_s: float = 0.0
 
     @property
     def key(self) -> str:
@@ -80,6 +86,28 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Front:
+    """How this node's gateway meets its clients; other nodes are told nothing of it.
+
+    :ivar hosts: names that a Host header may have beside those of this machine.
+    :ivar origins: of web pages that may call it; "*" for all.
+    :ivar certificate: PEM file for TLS on addresses other than loopback, "" for plain HTTP.
+    :ivar key: PEM file with its key.
+    :ivar wait_s: how long a request may wait until its model can take it; 0 for not at all.
+    :ivar queue: requests that may wait at once.
+    :ivar otlp: URL that takes traces over OTLP/HTTP, "" for none.
+    """
+
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    certificate: str = ""
+    key: str = ""
+    wait_s: float = 120.0
+    queue: int = 256
+    otlp: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RoutingTable:
     """:ivar generation: counts up with every change by one brain.
 
@@ -105,6 +133,7 @@ class RoutingTable:
     revoked: tuple[str, ...] = ()
     patience_ms: int = 1000
     client: bool = False
+    front: Front = field(default_factory=Front)
 
 
 class RoutingTableError(ValueError):
@@ -146,6 +175,8 @@ def decode(text: bytes) -> RoutingTable:
 def _check(table: RoutingTable) -> None:
     if table.patience_ms <= 0:
         raise RoutingTableError("routing table: patience_ms must be more than 0")
+    if table.front.wait_s < 0 or table.front.queue < 0:
+        raise RoutingTableError("routing table: wait_s and queue must not be below 0")
     if table.max_body_bytes <= 0:
         raise RoutingTableError("routing table: max_body_bytes must be more than 0")
     seen: set[str] = set()
