@@ -98,6 +98,7 @@ def test_every_field_has_a_key():
         "max_body_bytes": "max_body",
         "half_life_s": "half_life",
         "dwell_s": "dwell",
+        "wait_s": "wait",
     }
 
     def fields(cls):
