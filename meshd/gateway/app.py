@@ -17,7 +17,7 @@ from meshd.gateway.choice import find_route, servable
 from meshd.gateway.engine_call import LOST
 from meshd.gateway.exchange import Exchange
 from meshd.gateway.intake import Refuse
-from meshd.gateway.metrics import NO_MODEL, UNKNOWN_MODEL, GatewayMetrics
+from meshd.gateway.metrics import NO_MODEL, UNKNOWN_MODEL, Answered, GatewayMetrics
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.relay import Relay
 from meshd.gateway.routes import Route
@@ -212,11 +212,20 @@ def _record(metrics: GatewayMetrics, request: web.Request, exchange: Exchange, c
     endpoint = resource.canonical if resource else "other"
     inference = endpoint in INFERENCE_PATHS
     model = exchange.model or (UNKNOWN_MODEL if inference else NO_MODEL)
-    metrics.requests.labels(model, endpoint, str(code)).inc()
-    if inference:
-        metrics.duration_s.labels(model, endpoint).observe(exchange.elapsed_s())
-        if exchange.first_byte_s is not None:
-            metrics.first_byte_s.labels(model, endpoint).observe(exchange.first_byte_s)
+    metrics.answered(
+        Answered(
+            model,
+            endpoint,
+            code,
+            exchange.elapsed_s(),
+            inference=inference,
+            hop=exchange.hop,
+            first_token_s=exchange.first_token_s,
+            queued_s=exchange.queued_s,
+            tokens=exchange.tokens,
+            key=exchange.key,
+        )
+    )
     # Never the body: prompts are the users' own.
     level = _log.warning if code >= 500 or exchange.failure else _log.debug
     level(

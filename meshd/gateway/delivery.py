@@ -62,7 +62,6 @@ class Delivery:
             self._suspect(target)
             raise Refuse(openai_error.engine_lost(exchange.model)) from None
         text = b"".join(pieces)
-        exchange.first_byte()
         if answer.status >= 400:
             raise Refuse(openai_error.from_upstream(answer.status, text))
         exchange.tokens = tokens_of(text) or Tokens()
@@ -97,7 +96,8 @@ class Delivery:
                         client_waits = True
                         await response.write(ready)
                         client_waits = False
-                        exchange.first_byte()
+                        if counted.begun:
+                            exchange.first_token()
                     self._waits.extend(wait, self._deadlines.idle)
                     piece = await answer.content.readany()
             error = _ending(events, exchange.model)

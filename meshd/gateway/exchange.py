@@ -15,7 +15,10 @@ class Exchange:
 
     :ivar model: the route's name, "" until it is known.
     :ivar started_s: monotonic.
-    :ivar first_byte_s: seconds from the start to the answer's first byte, None before it.
+    :ivar first_token_s: seconds from the start to a stream's first event with data, None before
+        it and where the answer comes as a whole.
+    :ivar queued_s: how long it waited for a model or a slot.
+    :ivar key: name of the client's API key, "" without one.
     :ivar failure: kind of the last engine's failure, "" without one.
     :ivar hop: another gateway sent it on: it stays here, and is counted there.
     :ivar tokens: what the answer said of itself, so far.
@@ -25,15 +28,18 @@ class Exchange:
     request_id: str
     model: str = ""
     started_s: float = field(default_factory=time.monotonic)
-    first_byte_s: float | None = None
+    first_token_s: float | None = None
+    queued_s: float = 0.0
+    key: str = ""
     failure: str = ""
     hop: bool = False
     tokens: Tokens = field(default_factory=Tokens)
     here: bool = False
 
-    def first_byte(self) -> None:
-        if self.first_byte_s is None:
-            self.first_byte_s = self.elapsed_s()
+    def first_token(self) -> None:
+        """Note the time, the first time."""
+        if self.first_token_s is None:
+            self.first_token_s = self.elapsed_s()
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_s

@@ -157,7 +157,7 @@ class Relay:
         head = headers.to_engine(
             request.headers, exchange.request_id, hop=remote and not table.client
         )
-        in_flight = self._metrics.in_flight.labels(model)
+        in_flight = self._metrics.running(model, here=not remote)
         with self._upstreams.request(model, target) as door, in_flight.track_inprogress():
 
             def hopeless() -> bool:
@@ -268,7 +268,7 @@ class Relay:
 
     def _note(self, exchange: Exchange, kind: str) -> None:
         exchange.failure = kind
-        self._metrics.upstream_errors.labels(exchange.model, kind).inc()
+        self._metrics.upstream_failed(exchange.model, kind)
 
 
 def _may_change(choice: Refused, tries: _Tries, exchange: Exchange) -> bool:

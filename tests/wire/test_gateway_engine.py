@@ -252,7 +252,7 @@ async def test_a_burst_beyond_the_engines_backlog_is_served(server: Path) -> Non
         )
         assert len([text for text in texts if text.choices]) == 100
         for kind in ("refused", "reset", "connect_timeout", "loading"):
-            line = f'meshd_gateway_upstream_errors_total{{kind="{kind}",model="tiny"}}'
+            line = f'meshd_upstream_errors_total{{kind="{kind}",model="tiny"}}'
             assert await node.metric(line) == 0
 
 

@@ -54,7 +54,7 @@ async def test_a_dead_engine_is_passed_over_and_not_tried_again(
         for _ in range(5):
             status, body, _ = await node.post({"model": "m"})
             assert (status, body) == (200, b'{"said":"pong"}')
-        refused = 'meshd_gateway_upstream_errors_total{kind="refused",model="m"}'
+        refused = 'meshd_upstream_errors_total{kind="refused",model="m"}'
         assert await node.metric(refused) == 1
         assert await node.metric("meshd_gateway_suspect_targets") == 1
 
@@ -137,7 +137,7 @@ async def test_an_engine_that_is_still_loading_is_passed_over(tmp_path: Path) ->
         gateway(tmp_path, table_of(slow, ready)) as node,
     ):
         assert (await node.post({"model": "m"}))[0] == 200
-        loads = 'meshd_gateway_upstream_errors_total{kind="loading",model="m"}'
+        loads = 'meshd_upstream_errors_total{kind="loading",model="m"}'
         assert await node.metric(loads) == 1
 
 
@@ -154,7 +154,7 @@ async def test_a_kept_connection_that_went_stale_is_no_failure(tmp_path: Path) -
         # The second comes back on a used connection, is sent again on a fresh one, and that fails.
         assert (await node.post({"model": "m"}))[0] == 503
         assert len(scripted.calls) == 3
-        resets = 'meshd_gateway_upstream_errors_total{kind="reset",model="m"}'
+        resets = 'meshd_upstream_errors_total{kind="reset",model="m"}'
         assert await node.metric(resets) == 1
 
 

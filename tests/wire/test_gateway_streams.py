@@ -235,7 +235,7 @@ async def test_a_client_that_leaves_frees_the_engine_at_once(tmp_path: Path, hea
                 (await asking).close()
             asking.cancel()
         await asyncio.wait_for(ended.wait(), 1.0)
-        in_flight = 'meshd_gateway_requests_in_flight{model="m"}'
+        in_flight = 'meshd_num_requests_running{model="m",place="here"}'
 
         async def free() -> bool:
             return await node.metric(in_flight) == 0
@@ -276,7 +276,7 @@ async def test_two_hundred_streams_at_once_are_all_whole(tmp_path: Path) -> None
             b"".join(event(f"{name}-{n}") for n in range(10)) + DONE for name in range(streams)
         }
         assert {body for _, body, _ in answers} == expected
-        assert await node.metric('meshd_gateway_requests_in_flight{model="m"}') == 0
+        assert await node.metric('meshd_num_requests_running{model="m",place="here"}') == 0
 
 
 async def test_an_answer_that_is_not_a_stream_passes_unchanged(tmp_path: Path) -> None:
