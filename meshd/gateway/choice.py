@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from meshd.gateway.affinity import capacity, identity, weight
+from meshd.gateway.ask import Ask
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.gateway.speeds import Speeds, predicted_s
 
 MAX_IN_FLIGHT_PER_TARGET = 1024
+
+# Tokens of answer that must fit beside the prompt; clients often allow more than they mean.
+_ANSWER_TOKENS = 512
+# A target is near enough to the quickest one up to so many times its predicted time, and so much
+# more. With 2 a request waits at most as long for its prefix as its evaluation elsewhere takes.
+_PATIENCE = 2.0
+_SLACK_S = 0.25
 
 
 class Refusal(StrEnum):
     UNKNOWN = "unknown"
+    AMBIGUOUS = "ambiguous"
+    NOT_ALLOWED = "not_allowed"
+    INCAPABLE = "incapable"
+    TOO_LONG = "too_long"
     NOT_READY = "not_ready"
     UNREACHABLE = "unreachable"
     FULL = "full"
-    INCAPABLE = "incapable"
 
 
 # What a model must be good for, by endpoint; one of these is enough. Without a template of its
@@ -28,21 +41,42 @@ NEEDS: Mapping[str, frozenset[str]] = {
 }
 
 
+class Why(StrEnum):
+    """Why a target was taken: for traces and headers."""
+
+    ONLY = "only"  # there was no other
+    HERE = "here"  # a free slot of this node's own
+    PREFIX = "prefix"  # the conversation's own place
+    LOAD = "load"  # its place had too much to do, or it has none
+
+
 @dataclass(frozen=True, slots=True)
 class Chosen:
     route: Route
     target: Target
+    why: Why = Why.ONLY
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """:ivar route: the model's route, None when the model is unknown."""
+    """:ivar route: the model's route, None when there is not exactly one.
+
+    :ivar candidates: AMBIGUOUS: the models whose names begin so.
+    :ivar lacks: INCAPABLE: what the model, or each model there is, lacks.
+    :ivar prompt_tokens: TOO_LONG: of the prompt. :ivar context: and the most that a slot holds.
+    """
 
     reason: Refusal
     route: Route | None = None
+    candidates: tuple[str, ...] = ()
+    lacks: frozenset[str] = frozenset()
+    prompt_tokens: int = 0
+    context: int = 0
 
 
 Choice = Chosen | Refused
+
+_ANYTHING = Ask("")
 
 
 def find_route(table: RoutingTable, model: str) -> Route | None:
@@ -58,22 +92,39 @@ def place(model: str, target: Target) -> str:
     return target.socket or f"{model}@{target.key}"
 
 
+def load_of(model: str, target: Target, in_flight: Mapping[str, int]) -> int:
+    """Requests that a target has: as its node last said, which may count those that we sent."""
+    return max(target.busy, in_flight.get(place(model, target), 0))
+
+
 def choose(
     table: RoutingTable,
     model: str,
     in_flight: Mapping[str, int],
     suspects: Collection[str],
     *,
+    ask: Ask = _ANYTHING,
+    speeds: Speeds | None = None,
+    draw: int = 0,
+    exact_tokens: int = 0,
+    same_weights: str = "",
     needs: frozenset[str] = frozenset(),
     limit: int = MAX_IN_FLIGHT_PER_TARGET,
     here_only: bool = False,
 ) -> Choice:
-    """A ready target: one of this node's own while it has a free slot, else the least loaded.
+    """A ready target that the request fits: one of this node's own while it has a free slot, else
+    the one that the conversation's prefix is drawn to, unless that one has too much to do.
 
-    Load is (busy as its node last said + sent there by us) / slots; among equals the nearest.
+    Two gateways that know the same choose the same target for a conversation, and different ones
+    for different conversations, so that figures a second old make no stampede.
 
+    :param model: its exact name, or an alias; `resolve` knows the rest.
     :param in_flight: requests that this gateway has at each `place`.
     :param suspects: each `Target.key` or `place` that failed and has not yet answered a probe.
+    :param draw: 64 random bits, for a request without affinity; with 0 it goes to the least loaded.
+    :param exact_tokens: of the prompt, once an engine counted them; then only targets that hold
+        them are tried.
+    :param same_weights: only targets with these weights, "" for any.
     :param needs: one of these the model must be good for; a table may leave it open.
     :param limit: requests that one target may have in flight.
     :param here_only: only this node's own engines.
@@ -83,9 +134,16 @@ def choose(
         return Refused(Refusal.UNKNOWN)
     if needs and route.capabilities and needs.isdisjoint(route.capabilities):
         return Refused(Refusal.INCAPABLE, route)
-    ready = [
-        target for target in route.targets if target.ready and (target.socket or not here_only)
+    listed = [
+        target
+        for target in route.targets
+        if (target.socket or not here_only) and same_weights in ("", target.weights)
     ]
+    holding = [one for one in listed if not one.context or one.context > exact_tokens]
+    if listed and not holding:
+        most = max(target.context for target in listed)
+        return Refused(Refusal.TOO_LONG, route, prompt_tokens=exact_tokens, context=most)
+    ready = [target for target in holding if target.ready]
     if route.state is not ModelState.READY or not ready:
         return Refused(Refusal.NOT_READY, route)
     reachable = [
@@ -99,16 +157,74 @@ def choose(
     def sent(target: Target) -> int:
         return in_flight.get(place(route.model, target), 0)
 
-    def cost(target: Target) -> tuple[float, float, bool]:
-        busy = sent(target) if target.socket else target.busy + sent(target)
-        return busy / max(1, target.slots), target.rtt_ms, not target.socket
-
     with_room = [target for target in reachable if sent(target) < limit]
     if not with_room:
         return Refused(Refusal.FULL, route)
     candidates = [target for target in with_room if not target.suspect] or with_room
+    if not exact_tokens:
+        candidates = _roomy(candidates, ask)
+    if len(candidates) == 1:
+        return Chosen(route, candidates[0])
     own = [one for one in candidates if one.socket and sent(one) < max(1, one.slots)]
-    return Chosen(route, min(own or candidates, key=cost))
+    if own:
+        return Chosen(route, min(own, key=lambda one: sent(one) / max(1, one.slots)), Why.HERE)
+    return _spread(route, candidates, in_flight, ask, speeds or Speeds(), draw)
+
+
+def _roomy(targets: list[Target], ask: Ask) -> list[Target]:
+    """Those whose slots hold the request by its estimate; where none does, the largest: it is
+    an estimate only.
+    """
+    tokens = ask.prompt_tokens + min(ask.max_tokens or _ANSWER_TOKENS, _ANSWER_TOKENS)
+    fitting = [one for one in targets if not one.context or one.context >= tokens]
+    most = max(one.context for one in targets)
+    return fitting or [one for one in targets if one.context == most]
+
+
+def _spread(
+    route: Route,
+    targets: Sequence[Target],
+    in_flight: Mapping[str, int],
+    ask: Ask,
+    speeds: Speeds,
+    draw: int,
+) -> Chosen:
+    """Bounded-load rendezvous, passing over targets that would take much longer than another."""
+    load = {one.key: load_of(route.model, one, in_flight) for one in targets}
+    slots = {one.key: max(1, one.slots) for one in targets}
+    all_load, all_slots = sum(load.values()), sum(slots.values())
+    expected_s = {
+        one.key: predicted_s(
+            speeds.of(place(route.model, one)),
+            rtt_ms=one.rtt_ms,
+            load=load[one.key],
+            slots=slots[one.key],
+            prompt_tokens=ask.prompt_tokens,
+        )
+        for one in targets
+    }
+
+    def cost(target: Target) -> tuple[float, float, float, bool]:
+        key = target.key
+        waves = max(0, load[key] + 1 - slots[key]) / slots[key]
+        return waves, load[key] / slots[key], target.rtt_ms, not target.socket
+
+    key = ask.affinity or draw
+    if not key:
+        return Chosen(route, min(targets, key=cost), Why.LOAD)
+    order = sorted(
+        targets,
+        key=lambda one: weight(key, identity(one.node, route.model), slots[one.key]),
+        reverse=True,
+    )
+    within = [one for one in order if load[one.key] < capacity(all_load, slots[one.key], all_slots)]
+    soon_s = _PATIENCE * min(expected_s[one.key] for one in within) + _SLACK_S
+    near = [one for one in within if expected_s[one.key] <= soon_s]
+    if not ask.affinity:
+        # The better of two: nearly as even as the best of all, and no stampede on stale figures
+        # (Mitzenmacher, "The power of two choices in randomized load balancing", 2001).
+        return Chosen(route, min(near[:2], key=cost), Why.LOAD)
+    return Chosen(route, near[0], Why.PREFIX if near[0] is order[0] else Why.LOAD)
 
 
 def servable(table: RoutingTable, suspects: Collection[str]) -> tuple[str, ...]:

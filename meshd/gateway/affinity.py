@@ -1,0 +1,48 @@
+"""Rendezvous hashing with bounded loads: the same key goes to the same target, as long as that one
+has not much more to do than the others.
+
+Highest random weight: Thaler and Ravishankar, "Using name-based mappings to increase hit rates"
+(1998); in proportion to capacities: Schindelhauer and Schomaker, "Weighted distributed hash
+tables" (2005). The bound: Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded
+loads" (2018).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from hashlib import blake2b
+
+_MASK = (1 << 64) - 1
+BALANCE = 1.25
+"""How much more than its share a target may have: the paper's c = 1 + epsilon."""
+
+
+@lru_cache(maxsize=4096)
+def identity(node: str, model: str) -> int:
+    """64 bits for a model on a node, the same in every gateway and after every restart."""
+    return int.from_bytes(blake2b(f"{node}\0{model}".encode(), digest_size=8).digest(), "big")
+
+
+def mix(number: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): each bit depends on all."""
+    number = (number + 0x9E3779B97F4A7C15) & _MASK
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & _MASK
+    return number ^ (number >> 31)
+
+
+def weight(key: int, target: int, share: float = 1.0) -> float:
+    """How strongly the key is drawn to a target: the highest of all has it.
+
+    :param target: its `identity`. :param share: its capacity, in any unit, more than 0.
+    """
+    return -share / math.log(((mix(key ^ target) >> 12) + 0.5) / 2.0**52)
+
+
+def capacity(load: int, share: float, shares: float, balance: float = BALANCE) -> int:
+    """The most that a target may have when one more comes.
+
+    :param load: what all targets have now. :param share: the target's part of `shares`.
+    """
+    return math.ceil(balance * (load + 1) * share / shares)

@@ -1,0 +1,309 @@
+"""What a request's body asks for, as far as it decides where the request goes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from meshd.gateway.request_body import BadBodyError
+
+# Of JSON text: English has four to five bytes a token, code three, Chinese one character of three.
+BYTES_PER_TOKEN = 3
+SESSION_HEADERS = ("X-Session-Id", "Session-Id", "X-Session-Affinity")
+"""Headers in which clients say which conversation a request belongs to, the first one counts."""
+
+_PROMPT_HEAD_BYTES = 1024
+_HEAD_PIECE_BYTES = 16 * 1024
+_MAX_PARTS = 100_000
+_ABSENT = msgspec.Raw(b"null")
+# Claude Code's first system block; it has another checksum in each request.
+_BILLING = b'"x-anthropic-billing-header'
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one request wants.
+
+    :ivar model: as the client wrote it.
+    :ivar needs: capability words; the model must have all of them (see `resolve.lacking`).
+    :ivar prompt_tokens: a guess, from the size of the text; 0 where nothing is evaluated.
+    :ivar max_tokens: that the client lets the answer have, 0 when it says nothing.
+    :ivar affinity: 64-bit hash of the conversation's head, equal for all of its turns; 0 when
+        there is no prefix worth keeping. The model is not part of it: names may be aliases.
+    """
+
+    model: str
+    stream: bool = False
+    needs: frozenset[str] = frozenset()
+    prompt_tokens: int = 0
+    max_tokens: int = 0
+    affinity: int = 0
+
+
+class Kind(StrEnum):
+    """What an endpoint does, in the words of `Route.capabilities`."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+
+
+KINDS: Mapping[str, Kind] = {
+    "/v1/chat/completions": Kind.CHAT,
+    "/v1/responses": Kind.CHAT,
+    "/v1/messages": Kind.CHAT,
+    "/v1/messages/count_tokens": Kind.CHAT,
+    "/v1/completions": Kind.COMPLETION,
+    "/v1/embeddings": Kind.EMBEDDINGS,
+    "/v1/rerank": Kind.RERANK,
+    "/v1/reranking": Kind.RERANK,
+    "/rerank": Kind.RERANK,
+    "/reranking": Kind.RERANK,
+}
+"""Paths that `read` knows, llama-server's other names for reranking among them."""
+
+# Types of parts that only some models take. The text of a string cannot hold them with both
+# quotes unescaped, so their absence is certain.
+_MEDIA: Mapping[bytes, str] = {
+    b'"image_url"': "vision",
+    b'"input_image"': "vision",
+    b'"image"': "vision",
+    b'"input_audio"': "audio",
+}
+_MEDIA_IN: Mapping[str, tuple[bytes, ...]] = {
+    "/v1/chat/completions": (b'"image_url"', b'"input_audio"'),
+    "/v1/responses": (b'"input_image"', b'"input_audio"'),
+    "/v1/messages": (b'"image"',),
+}
+
+
+class _Part(msgspec.Struct):
+    """A piece of a message's content; what is not listed may change from turn to turn."""
+
+    type: msgspec.Raw = _ABSENT
+    text: msgspec.Raw = _ABSENT
+    image_url: msgspec.Raw = _ABSENT
+    input_audio: msgspec.Raw = _ABSENT
+    source: msgspec.Raw = _ABSENT
+
+
+class _Message(msgspec.Struct):
+    role: str = ""
+    content: msgspec.Raw = _ABSENT
+
+
+def _first_of(item: type[msgspec.Struct], count: int) -> type[msgspec.Struct]:
+    """Reads the first `count` items of a list; the others are skipped, not built."""
+    fields = [(f"item{number}", item | None, None) for number in range(count)]
+    return msgspec.defstruct(f"First{item.__name__}", fields, array_like=True)
+
+
+class _Body(msgspec.Struct):
+    """Raw: of two equal keys the last counts, as in the engine, and no wrong type is an error."""
+
+    model: msgspec.Raw = _ABSENT
+    stream: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    instructions: msgspec.Raw = _ABSENT
+    prompt_cache_key: msgspec.Raw = _ABSENT
+    max_tokens: msgspec.Raw = _ABSENT
+    max_completion_tokens: msgspec.Raw = _ABSENT
+    max_output_tokens: msgspec.Raw = _ABSENT
+    n_predict: msgspec.Raw = _ABSENT
+
+
+_body = msgspec.json.Decoder(_Body)
+_first_messages = msgspec.json.Decoder(_first_of(_Message, 8))
+_first_parts = msgspec.json.Decoder(_first_of(_Part, 16))
+_messages = msgspec.json.Decoder(list[_Message])
+_parts = msgspec.json.Decoder(list[_Part])
+_INTEGER = re.compile(rb"[0-9]{1,9}", re.ASCII)
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+
+
+def read(path: str, body: bytes, session: str = "") -> Ask:
+    """What the body asks of the endpoint at `path`, one of `KINDS`.
+
+    Nothing large is built: 400 kB take about half a millisecond. What is wrong with a field
+    other than `model` is for the engine to say; such a request only has no affinity.
+
+    :param session: what the client calls the conversation (`session_of`), "" for nothing.
+    :raises BadBodyError: not a JSON object, nested too deeply, or no usable `model`.
+    """
+    fields = _fields(body)
+    model = _model(fields.model)
+    kind = KINDS[path]
+    needs = {str(kind)}
+    if kind in (Kind.EMBEDDINGS, Kind.RERANK):
+        return Ask(model, needs=frozenset(needs), prompt_tokens=len(body) // BYTES_PER_TOKEN)
+    if _given(fields.tools) and bytes(fields.tools) != b"[]":
+        needs.add("tools")
+    text_bytes = len(body)
+    if any(body.find(mark) >= 0 for mark in _MEDIA_IN.get(path, ())):
+        held = fields.input if path == "/v1/responses" else fields.messages
+        text_bytes -= len(held)
+        if body.count(b"{") <= _MAX_PARTS:
+            media, held_bytes = _media(held)
+            needs |= media
+            text_bytes += held_bytes
+    counts = path.endswith("/count_tokens")
+    return Ask(
+        model,
+        stream=bytes(fields.stream) == b"true",
+        needs=frozenset(needs),
+        prompt_tokens=0 if counts else text_bytes // BYTES_PER_TOKEN,
+        max_tokens=_limit(fields),
+        affinity=0 if counts else _affinity(path, fields, session),
+    )
+
+
+def session_of(headers: Mapping[str, str]) -> str:
+    """The conversation as the client's headers name it, "" when they do not."""
+    return next((headers[name] for name in SESSION_HEADERS if headers.get(name)), "")
+
+
+def _fields(body: bytes) -> _Body:
+    try:
+        return _body.decode(body)
+    except RecursionError:
+        raise BadBodyError("the request body is nested too deeply", code="invalid_json") from None
+    except msgspec.ValidationError:
+        raise BadBodyError("the request body must be a JSON object", code="invalid_json") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadBodyError(f"the request body is not JSON: {error}", code="invalid_json") from None
+
+
+def _model(raw: msgspec.Raw) -> str:
+    try:
+        model = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadBodyError(f"the request body is not JSON: {error}", code="invalid_json") from None
+    if model is None:
+        raise BadBodyError(
+            "you must provide a model parameter", param="model", code="missing_required_parameter"
+        )
+    if not isinstance(model, str):
+        raise BadBodyError("model must be a string", param="model", code="invalid_type")
+    return model
+
+
+def _given(raw: msgspec.Raw) -> bool:
+    return len(raw) != 4 or bytes(raw) != b"null"
+
+
+def _limit(fields: _Body) -> int:
+    """The engine takes the first of these; what is no count of tokens sets no limit."""
+    for name in _LIMITS:
+        raw: msgspec.Raw = getattr(fields, name)
+        if len(raw) < 10 and _INTEGER.fullmatch(raw):
+            return int(bytes(raw))
+    return 0
+
+
+def _media(messages: msgspec.Raw) -> tuple[frozenset[str], int]:
+    """What the parts of messages need, and the bytes that are text. Exact: a tool's parameter may
+    be called `image_url` as well.
+    """
+    needs, text_bytes = set(), 0
+    try:
+        for message in _messages.decode(messages):
+            if not _is_list(message.content):
+                text_bytes += len(message.content)
+                continue
+            for part in _parts.decode(message.content):
+                if need := _MEDIA.get(bytes(part.type)):
+                    needs.add(need)
+                text_bytes += len(part.text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return frozenset(), 0  # not what the endpoint takes; the engine will say so
+    return frozenset(needs), text_bytes
+
+
+def _affinity(path: str, fields: _Body, session: str) -> int:
+    """One key for all turns of a conversation.
+
+    What the client itself calls the conversation goes first. `user` is not used: one user has
+    many conversations, and one node would have them all.
+    """
+    if session:
+        return _hash((b"session", session.encode("utf-8", "surrogateescape")))
+    if _given(fields.prompt_cache_key):
+        return _hash((b"cache", memoryview(fields.prompt_cache_key)))
+    try:
+        return _hash(_head(path, fields))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0  # not what the endpoint takes; the engine will say so
+
+
+def _head(path: str, fields: _Body) -> Iterator[bytes | memoryview]:
+    """The conversation up to and including its user's first words."""
+    if path == "/v1/completions":
+        # Nothing says where a prompt's first turn ends.
+        if _given(fields.prompt):
+            yield memoryview(fields.prompt)[:_PROMPT_HEAD_BYTES]
+        return
+    first = fields.messages
+    if path == "/v1/messages":
+        yield from _content(fields.system)
+    elif path == "/v1/responses":
+        yield from _content(fields.instructions)
+        first = fields.input
+        if not _is_list(first):
+            yield b"user"
+            yield from _content(first)
+            return
+    if not _given(first):
+        return
+    for message in _items(_first_messages.decode(first)):
+        yield message.role.encode("utf-8", "surrogatepass")
+        yield from _content(message.content)
+        if message.role == "user":
+            return
+
+
+def _content(raw: msgspec.Raw) -> Iterator[bytes | memoryview]:
+    """The text and pictures of a content, the same whether it is a string or a list of parts."""
+    if not _is_list(raw):
+        if _given(raw):
+            yield memoryview(raw)
+        return
+    for part in _items(_first_parts.decode(raw)):
+        for piece in (part.text, part.image_url, part.input_audio, part.source):
+            if _given(piece) and not bytes(memoryview(piece)[:40]).startswith(_BILLING):
+                yield memoryview(piece)
+
+
+def _is_list(raw: msgspec.Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b"["
+
+
+def _items(first: Any) -> Iterator[Any]:
+    for name in first.__struct_fields__:
+        if (item := getattr(first, name)) is None:
+            return
+        yield item
+
+
+def _hash(pieces: Iterable[bytes | memoryview]) -> int:
+    """Of long pieces only both ends and the length count. Never 0, except of nothing."""
+    digest, some = blake2b(digest_size=8), False
+    for piece in pieces:
+        some = True
+        digest.update(len(piece).to_bytes(8, "big"))
+        if len(piece) <= 2 * _HEAD_PIECE_BYTES:
+            digest.update(piece)
+        else:
+            digest.update(piece[:_HEAD_PIECE_BYTES])
+            digest.update(piece[-_HEAD_PIECE_BYTES:])
+    return (int.from_bytes(digest.digest(), "big") or 1) if some else 0
