@@ -1,0 +1,229 @@
+"""Who may come in: API keys, and what each of them may.
+
+======================  ================================================================
+from                    needs
+======================  ================================================================
+this machine            nothing; a key that is known counts all the same, any other is
+                        ignored. Once there are keys, what a reverse proxy passed on
+                        (``Forwarded``, ``X-Forwarded-For``) counts as from elsewhere
+elsewhere, keys exist   a known key, as ``Authorization: Bearer`` or ``X-Api-Key``
+elsewhere, no keys      nobody is served
+another node            nothing: whose client it is has checked it (`OPEN`)
+======================  ================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from meshd.gateway.accounts import Account, Accounts
+from meshd.gateway.budget import Standing
+from meshd.gateway.intake import Refuse
+from meshd.gateway.openai_error import ApiError
+from meshd.keys.key import ApiKey
+from meshd.keys.key_ring import KeyRing
+
+NO_KEYS = (
+    "This gateway has no API keys, so it serves its own machine only. "
+    "Make one there: meshd keys add NAME"
+)
+_BUSY_RETRY_S = 1
+
+
+class Pass:
+    """What the holder of a key may, for one request.
+
+    :ivar key: the key's name, "" for a client of this machine that needs none.
+    :ivar priority: the highest is served first; 0 without a key.
+    """
+
+    __slots__ = ("_account", "_clock", "_holder", "key", "priority")
+
+    def __init__(
+        self,
+        holder: ApiKey | None = None,
+        account: Account | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.key = holder.name if holder else ""
+        self.priority = holder.priority if holder else 0
+        self._holder = holder
+        self._account = account
+        self._clock = clock
+
+    def allows(self, model: str) -> bool:
+        """:param model: its own name, not an alias."""
+        return self._holder is None or self._holder.allows(model)
+
+    def check(self, model: str) -> None:
+        """:raises Refuse: 403, the key is not for this model."""
+        if not self.allows(model):
+            raise Refuse(
+                ApiError(
+                    403,
+                    f"The API key {self.key!r} is not for the model `{model[:200]}`.",
+                    param="model",
+                    code="model_not_allowed",
+                )
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """One request from its beginning to the end of its answer, waiting included.
+
+        :raises Refuse: 429 with Retry-After, a budget is used up; nothing was counted then.
+        """
+        account, holder = self._account, self._holder
+        if account is None or holder is None:
+            yield
+            return
+        now_s = self._clock()
+        _check_budgets(holder, account, now_s)
+        if account.requests is not None:
+            account.requests.take(1, now_s)
+        account.running += 1
+        try:
+            yield
+        finally:
+            account.running -= 1
+
+    def charge(self, tokens: int) -> None:
+        """What the answer took, prompt included; after it, so the last ones may go over."""
+        if self._account is not None and self._account.tokens is not None:
+            self._account.tokens.take(tokens, self._clock())
+
+    def headers(self) -> dict[str, str]:
+        """What OpenAI tells of its limits; empty where there are none."""
+        if self._account is None:
+            return {}
+        now_s, told = self._clock(), {}
+        for kind, window in (
+            ("requests", self._account.requests),
+            ("tokens", self._account.tokens),
+        ):
+            if window is not None:
+                standing = window.standing(now_s)
+                told[f"X-RateLimit-Limit-{kind.title()}"] = str(standing.limit)
+                told[f"X-RateLimit-Remaining-{kind.title()}"] = str(standing.remaining)
+                told[f"X-RateLimit-Reset-{kind.title()}"] = shown_time(standing)
+        return told
+
+
+OPEN = Pass()
+"""For whoever needs no key."""
+
+
+class Gate:
+    """Checks keys. :ivar accounts: what each has used."""
+
+    def __init__(
+        self,
+        ring: Callable[[], KeyRing],
+        accounts: Accounts | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """:param ring: the keys in force. :param now: Unix time, for keys that expire."""
+        self.accounts = accounts or Accounts()
+        self._ring = ring
+        self._clock = clock
+        self._now = now
+
+    @property
+    def configured(self) -> bool:
+        """Whether there are keys."""
+        return bool(self._ring().by_digest)
+
+    def admit(self, request: web.Request) -> Pass:
+        """Who asks. Nothing of the body is needed.
+
+        :raises Refuse: 401 without a valid key, 403 where nobody is served.
+        """
+        return self.check(request.headers, here=from_here(request.transport))
+
+    def check(self, headers: Mapping[str, str], *, here: bool) -> Pass:
+        """As `admit`, without a request. :param here: it came in over loopback."""
+        ring = self._ring()
+        if not ring.by_digest:
+            if here:
+                return OPEN
+            raise Refuse(ApiError(403, NO_KEYS, "permission_error", code="no_api_keys"))
+        sent = key_in(headers)
+        key = ring.find(sent) if sent else None
+        if key is not None and (key.expires_s is None or self._now() < key.expires_s):
+            return Pass(key, self.accounts.of(key, self._clock()), self._clock)
+        if here and "Forwarded" not in headers and "X-Forwarded-For" not in headers:
+            return OPEN
+        if key is not None:
+            why = f"The API key {key.name!r} has expired."
+        elif sent:
+            why = "This API key is not known here."
+        else:
+            why = "An API key is needed, as `Authorization: Bearer KEY` or `X-Api-Key: KEY`."
+        raise Refuse(ApiError(401, why, "authentication_error", code="invalid_api_key"))
+
+
+def key_in(headers: Mapping[str, str]) -> str:
+    """The key that a client sent, "" without one. Not from the URL, which lands in logs."""
+    scheme, _, key = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key:
+        return key.strip()
+    return headers.get("X-Api-Key", "").strip()
+
+
+def from_here(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether a connection came in over loopback or a Unix socket, so from this machine."""
+    place = transport.get_extra_info("sockname") if transport is not None else None
+    if isinstance(place, tuple):
+        return loopback(place[0])
+    return isinstance(place, str | bytes)
+
+
+def loopback(host: str) -> bool:
+    """:param host: an address as the socket API writes it."""
+    return host.startswith(("127.", "::ffff:127.")) or host == "::1"
+
+
+def shown_time(standing: Standing) -> str:
+    """Until all is there again, as OpenAI and Go write it: ``6m0s``, ``250ms``."""
+    if 0 < standing.reset_s < 1:
+        return f"{math.ceil(standing.reset_s * 1000)}ms"
+    minutes, seconds = divmod(math.ceil(standing.reset_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{seconds}s"
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+
+
+def _check_budgets(key: ApiKey, account: Account, now_s: float) -> None:
+    if key.concurrency and account.running >= key.concurrency:
+        raise _too_many(
+            f"The API key {key.name!r} has {account.running} requests running, "
+            f"which is all that it may have at once.",
+            "requests",
+            _BUSY_RETRY_S,
+        )
+    for window, kind in ((account.requests, "requests"), (account.tokens, "tokens")):
+        if window is not None and (wait_s := window.wait_s(now_s)):
+            raise _too_many(
+                f"The API key {key.name!r} has used up its {window.quota} of {kind}.", kind, wait_s
+            )
+
+
+def _too_many(message: str, kind: str, wait_s: float) -> Refuse:
+    return Refuse(
+        ApiError(
+            429,
+            message,
+            kind,
+            code="rate_limit_exceeded",
+            retry_after_s=max(1, math.ceil(wait_s)),
+        )
+    )
