@@ -92,6 +92,7 @@ class _Part(msgspec.Struct):
     image_url: msgspec.Raw = _ABSENT
     input_audio: msgspec.Raw = _ABSENT
     source: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = _ABSENT
 
 
 class _Message(msgspec.Struct):
@@ -99,19 +100,20 @@ class _Message(msgspec.Struct):
     content: msgspec.Raw = _ABSENT
 
 
-def _first_of(item: type[msgspec.Struct], count: int) -> type[msgspec.Struct]:
-    """Reads the first `count` items of a list; the others are skipped, not built."""
+def _first_of(item: type[msgspec.Struct], count: int) -> Any:
+    """The type of a list of which the first `count` items are read; the others are skipped, not
+    built.
+    """
     fields = [(f"item{number}", item | None, None) for number in range(count)]
     return msgspec.defstruct(f"First{item.__name__}", fields, array_like=True)
 
 
-class _Body(msgspec.Struct):
+class _Loose(msgspec.Struct):
     """Raw: of two equal keys the last counts, as in the engine, and no wrong type is an error."""
 
     model: msgspec.Raw = _ABSENT
     stream: msgspec.Raw = _ABSENT
     tools: msgspec.Raw = _ABSENT
-    messages: msgspec.Raw = _ABSENT
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     system: msgspec.Raw = _ABSENT
@@ -123,11 +125,25 @@ class _Body(msgspec.Struct):
     n_predict: msgspec.Raw = _ABSENT
 
 
-_body = msgspec.json.Decoder(_Body)
+class _Parted(msgspec.Struct):
+    """All messages: for a body that may have pictures in it."""
+
+    messages: list[_Message] = []
+    input: list[_Message] = []
+
+
 _first_messages = msgspec.json.Decoder(_first_of(_Message, 8))
 _first_parts = msgspec.json.Decoder(_first_of(_Part, 16))
-_messages = msgspec.json.Decoder(list[_Message])
 _parts = msgspec.json.Decoder(list[_Part])
+_parted = msgspec.json.Decoder(_Parted)
+_loose = msgspec.json.Decoder(_Loose)
+_body = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "Body",
+        [("messages", _first_of(_Message, 8) | None, None)],
+        bases=(_Loose,),
+    )
+)
 _INTEGER = re.compile(rb"[0-9]{1,9}", re.ASCII)
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 
@@ -146,17 +162,14 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
     kind = KINDS[path]
     needs = {str(kind)}
     if kind in (Kind.EMBEDDINGS, Kind.RERANK):
-        return Ask(model, needs=frozenset(needs), prompt_tokens=len(body) // BYTES_PER_TOKEN)
+        return Ask(model, needs=frozenset(needs))
     if _given(fields.tools) and bytes(fields.tools) != b"[]":
         needs.add("tools")
     text_bytes = len(body)
     if any(body.find(mark) >= 0 for mark in _MEDIA_IN.get(path, ())):
-        held = fields.input if path == "/v1/responses" else fields.messages
-        text_bytes -= len(held)
-        if body.count(b"{") <= _MAX_PARTS:
-            media, held_bytes = _media(held)
-            needs |= media
-            text_bytes += held_bytes
+        media, media_bytes = _media(body)
+        needs |= media
+        text_bytes -= media_bytes
     counts = path.endswith("/count_tokens")
     return Ask(
         model,
@@ -173,9 +186,13 @@ def session_of(headers: Mapping[str, str]) -> str:
     return next((headers[name] for name in SESSION_HEADERS if headers.get(name)), "")
 
 
-def _fields(body: bytes) -> _Body:
+def _fields(body: bytes) -> Any:
+    """A `_Loose`, with `messages` where they are what they should be."""
     try:
-        return _body.decode(body)
+        try:
+            return _body.decode(body)
+        except msgspec.ValidationError:
+            return _loose.decode(body)
     except RecursionError:
         raise BadBodyError("the request body is nested too deeply", code="invalid_json") from None
     except msgspec.ValidationError:
@@ -202,7 +219,7 @@ def _given(raw: msgspec.Raw) -> bool:
     return len(raw) != 4 or bytes(raw) != b"null"
 
 
-def _limit(fields: _Body) -> int:
+def _limit(fields: _Loose) -> int:
     """The engine takes the first of these; what is no count of tokens sets no limit."""
     for name in _LIMITS:
         raw: msgspec.Raw = getattr(fields, name)
@@ -211,26 +228,33 @@ def _limit(fields: _Body) -> int:
     return 0
 
 
-def _media(messages: msgspec.Raw) -> tuple[frozenset[str], int]:
-    """What the parts of messages need, and the bytes that are text. Exact: a tool's parameter may
-    be called `image_url` as well.
+def _media(body: bytes) -> tuple[frozenset[str], int]:
+    """What the parts of messages need, and their bytes that are no text. Exact: a tool's parameter
+    may be called `image_url` as well.
     """
-    needs, text_bytes = set(), 0
+    needs, size_bytes = set(), 0
+    if body.count(b"{") > _MAX_PARTS:
+        return frozenset(), 0
     try:
-        for message in _messages.decode(messages):
-            if not _is_list(message.content):
-                text_bytes += len(message.content)
-                continue
-            for part in _parts.decode(message.content):
+        parted = _parted.decode(body)
+        for message in (*parted.messages, *parted.input):
+            for part in _all_parts(message.content):
                 if need := _MEDIA.get(bytes(part.type)):
                     needs.add(need)
-                text_bytes += len(part.text)
+                    size_bytes += sum(map(len, (part.image_url, part.input_audio, part.source)))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return frozenset(), 0  # not what the endpoint takes; the engine will say so
-    return frozenset(needs), text_bytes
+    return frozenset(needs), size_bytes
 
 
-def _affinity(path: str, fields: _Body, session: str) -> int:
+def _all_parts(content: msgspec.Raw) -> Iterator[_Part]:
+    """With those of a tool's result, which is a part itself in Anthropic's messages."""
+    for part in _parts.decode(content) if _is_list(content) else ():
+        yield part
+        yield from _parts.decode(part.content) if _is_list(part.content) else ()
+
+
+def _affinity(path: str, fields: Any, session: str) -> int:
     """One key for all turns of a conversation.
 
     What the client itself calls the conversation goes first. `user` is not used: one user has
@@ -246,26 +270,24 @@ def _affinity(path: str, fields: _Body, session: str) -> int:
         return 0  # not what the endpoint takes; the engine will say so
 
 
-def _head(path: str, fields: _Body) -> Iterator[bytes | memoryview]:
+def _head(path: str, fields: Any) -> Iterator[bytes | memoryview]:
     """The conversation up to and including its user's first words."""
+    messages = getattr(fields, "messages", None)
     if path == "/v1/completions":
         # Nothing says where a prompt's first turn ends.
         if _given(fields.prompt):
             yield memoryview(fields.prompt)[:_PROMPT_HEAD_BYTES]
         return
-    first = fields.messages
     if path == "/v1/messages":
         yield from _content(fields.system)
     elif path == "/v1/responses":
         yield from _content(fields.instructions)
-        first = fields.input
-        if not _is_list(first):
+        if not _is_list(fields.input):
             yield b"user"
-            yield from _content(first)
+            yield from _content(fields.input)
             return
-    if not _given(first):
-        return
-    for message in _items(_first_messages.decode(first)):
+        messages = _first_messages.decode(fields.input)
+    for message in _items(messages) if messages is not None else ():
         yield message.role.encode("utf-8", "surrogatepass")
         yield from _content(message.content)
         if message.role == "user":

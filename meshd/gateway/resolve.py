@@ -30,7 +30,7 @@ def everything(_: str) -> bool:
 
 
 def lacking(route: Route, needs: Iterable[str]) -> frozenset[str]:
-    """Which of the needs the model does not meet; none where the table does not say what it does."""
+    """The needs that the model does not meet; none where the table leaves open what it does."""
     if not route.capabilities:
         return frozenset()
     return frozenset(
