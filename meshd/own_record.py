@@ -128,10 +128,16 @@ def offer_record(
 
 
 def capabilities(facts: GgufFacts) -> tuple[str, ...]:
-    """What the header promises: an embedding model pools, a chat model carries a template."""
+    """What the header promises: an embedding model pools, a reranker pools into a rank, a chat
+    model carries a template, and one that was trained for tools has a place for them in it.
+
+    Pictures and sound need a projector beside the model, which meshd does not serve yet.
+    """
     if facts.pooling:
-        return ("embeddings",)
-    return ("chat", "completion") if facts.chat_template else ("completion",)
+        return ("rerank",) if facts.pooling == "rank" else ("embeddings",)
+    if not facts.chat_template:
+        return ("completion",)
+    return ("chat", "completion", "tools") if facts.tools else ("chat", "completion")
 
 
 def memory_uses(decision: Decision, node: NodeView) -> tuple[MemoryUse, ...]:

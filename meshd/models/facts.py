@@ -51,6 +51,7 @@ class GgufFacts:
     :ivar expert_feed_forward: hidden row of one routed expert.
     :ivar mla_key_length: of one decompressed head where K caches compressed rows and V nothing
         (DeepSeek's latent attention), else 0.
+    :ivar tools: its chat template has a place for tools.
     :ivar pooling: set for embedding models, None for models that generate.
     """
 
@@ -80,6 +81,7 @@ class GgufFacts:
     mmproj: bool = False
     expert_feed_forward: int = 0
     mla_key_length: int = 0
+    tools: bool = False
 
     @property
     def moe(self) -> bool:

@@ -174,6 +174,14 @@ def _facts(
             metadata.per_layer("expert_feed_forward_length", len(layers), 0), default=0
         ),
         mla_key_length=_mla_key_length(metadata),
+        tools=_tools(metadata),
+    )
+
+
+def _tools(metadata: Metadata) -> bool:
+    """Jinja templates are given `tools`; some models carry another template for them."""
+    return bool(metadata.text("tokenizer.chat_template.tool_use")) or bool(
+        re.search(r"\btools\b", metadata.text("tokenizer.chat_template"))
     )
 
 
