@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import aiohttp
 import structlog
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
+from meshd.gateway.engine_http.answer import Answer, AnswerBroken
 from meshd.gateway.event_stream import EventStream
 from meshd.gateway.exchange import Exchange
 from meshd.gateway.intake import Refuse
@@ -40,15 +40,13 @@ class Delivery:
         self._failed = failed
         self._suspect = suspect
 
-    async def whole(
-        self, target: Target, answer: aiohttp.ClientResponse, exchange: Exchange
-    ) -> web.Response:
+    async def whole(self, target: Target, answer: Answer, exchange: Exchange) -> web.Response:
         """An answer that is sent when it is complete, so that a broken one can be an error."""
         pieces: list[bytes] = []
         size_bytes = 0
         try:
             async with self._waits.within(self._deadlines.idle) as wait:
-                async for piece in answer.content.iter_any():
+                while piece := await answer.piece():
                     size_bytes += len(piece)
                     if size_bytes > MAX_ANSWER_BYTES:
                         self._failed(exchange, "too_large")
@@ -57,7 +55,7 @@ class Delivery:
                     self._waits.extend(wait, self._deadlines.idle)
         except TimeoutError:
             raise Refuse(self.too_late(exchange)) from None
-        except (aiohttp.ClientError, OSError):
+        except AnswerBroken:
             self._failed(exchange, "died")
             self._suspect(target)
             raise Refuse(openai_error.engine_lost(exchange.model)) from None
@@ -75,7 +73,7 @@ class Delivery:
         self,
         request: web.Request,
         target: Target,
-        answer: aiohttp.ClientResponse,
+        answer: Answer,
         first: bytes,
         exchange: Exchange,
     ) -> web.StreamResponse:
@@ -99,7 +97,7 @@ class Delivery:
                         if counted.begun:
                             exchange.first_token()
                     self._waits.extend(wait, self._deadlines.idle)
-                    piece = await answer.content.readany()
+                    piece = await answer.piece()
             error = _ending(events, exchange.model)
             if error:
                 self._failed(exchange, "unfinished")
@@ -110,9 +108,7 @@ class Delivery:
                 request.transport.abort() if request.transport else None
                 return response
             error = self.too_late(exchange)
-        except (aiohttp.ClientError, OSError):
-            if client_waits:
-                raise  # the client's own connection broke
+        except AnswerBroken:
             self._failed(exchange, "died_mid_stream")
             self._suspect(target)
             error = openai_error.engine_lost(exchange.model)

@@ -4,37 +4,28 @@ failed.
 
 from __future__ import annotations
 
-import errno
-import io
 from dataclasses import dataclass
-from types import SimpleNamespace
 
-import aiohttp
+from meshd.gateway.engine_http.answer import Answer, AnswerBroken
+from meshd.gateway.engine_http.connection import Connection
+from meshd.gateway.engine_http.pool import Pool
+from meshd.gateway.engine_http.request import request_head
 
-# aiohttp writes bytes in one go; more than this goes out in pieces.
-_LARGE_BODY_BYTES = 512 * 1024
-_STALE_TRIES = 4
-# The machine is gone, not only the connection: another connection would only take as long again.
-_SILENT = frozenset(
-    {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
-)
+LOST = "X-Mesh-Lost"
+"""On a node's 503: the request was with an engine that then died."""
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
     """Where a target's requests go.
 
-    :ivar base: scheme and authority of the URL.
-    :ivar server_name: that the other end's certificate must have, None for a Unix socket.
+    :ivar host: for the `Host` header.
+    :ivar remote: it is another node's, not an engine's own socket.
     """
 
-    session: aiohttp.ClientSession
-    base: str
-    server_name: str | None = None
-
-    @property
-    def remote(self) -> bool:
-        return self.server_name is not None
+    pool: Pool
+    host: str
+    remote: bool = False
 
 
 class EngineFailed(Exception):  # noqa: N818 -- an outcome that the relay expects
@@ -53,64 +44,65 @@ class EngineFailed(Exception):  # noqa: N818 -- an outcome that the relay expect
         self.answered = answered
 
 
-LOST = "X-Mesh-Lost"
-"""On a node's 503: the request was with an engine that then died."""
+def broken(error: AnswerBroken) -> EngineFailed:
+    """How the engine failed whose answer broke before anything was passed on."""
+    if error.silent:
+        return EngineFailed("silent", lost=False)
+    return EngineFailed("reset", lost=True)
 
 
-def trace() -> aiohttp.TraceConfig:
-    """For the session: notes in `trace_request_ctx` that a kept connection was used again."""
-
-    async def reused(
-        _session: aiohttp.ClientSession,
-        context: SimpleNamespace,
-        _params: aiohttp.TraceConnectionReuseconnParams,
-    ) -> None:
-        if context.trace_request_ctx is not None:
-            context.trace_request_ctx.reused = True
-
-    config = aiohttp.TraceConfig()
-    config.on_connection_reuseconn.append(reused)
-    return config
-
-
-async def call(door: Door, path: str, body: bytes, head: dict[str, str]) -> aiohttp.ClientResponse:
+async def call(door: Door, path: str, body: bytes, head: dict[str, str]) -> Answer:
     """Send the request and wait for the answer's head; the caller sets the deadline.
 
     :raises EngineFailed: the engine cannot be reached, hung up, is still loading or has moved.
     """
-    for _ in range(_STALE_TRIES):
-        noted = SimpleNamespace(reused=False)
+    start = request_head("POST", path, door.host, head, len(body))
+    answer = await _on_kept(door.pool.kept(), start, body)
+    if answer is None:
+        connection = await _fresh(door.pool)
         try:
-            answer = await door.session.post(
-                f"{door.base}{path}",
-                data=body if len(body) <= _LARGE_BODY_BYTES else io.BytesIO(body),
-                headers=head,
-                allow_redirects=False,
-                server_hostname=door.server_name,
-                trace_request_ctx=noted,
-            )
-        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL):
-            raise EngineFailed("refused", lost=False) from None
-        except aiohttp.ServerTimeoutError:
-            raise EngineFailed("connect_timeout", lost=False) from None
-        except (aiohttp.ClientError, OSError) as error:
-            if silent(error):
-                raise EngineFailed("silent", lost=False) from None
-            if noted.reused:
-                continue  # closed by the engine just when we used it again: not a failure
-            raise EngineFailed("reset", lost=True) from None
-        if answer.status == 503:
-            lost = door.remote and LOST in answer.headers
-            answer.close()
-            raise EngineFailed("loading", lost=lost, answered=door.remote)
-        return answer
-    raise EngineFailed("reset", lost=True)
+            answer = await connection.ask(start, body)
+        except AnswerBroken as error:
+            raise broken(error) from None
+    if answer.status == 503:
+        lost = door.remote and LOST in answer.headers
+        answer.close()
+        raise EngineFailed("loading", lost=lost, answered=door.remote)
+    return answer
 
 
-def silent(error: BaseException | None) -> bool:
-    """Whether the network says that the other machine does not answer."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _SILENT:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+async def status_of(door: Door, path: str) -> int:
+    """What a GET is answered with, on a connection of its own: a kept one would say nothing about
+    who listens now. The caller sets the deadline.
+
+    :raises EngineFailed: nothing answers.
+    """
+    connection = await _fresh(door.pool)
+    try:
+        answer = await connection.ask(request_head("GET", path, door.host, {}, 0))
+    except AnswerBroken as error:
+        raise broken(error) from None
+    answer.close()
+    return answer.status
+
+
+async def _on_kept(connection: Connection | None, start: bytes, body: bytes) -> Answer | None:
+    """None when it is to be sent anew."""
+    if connection is None:
+        return None
+    try:
+        return await connection.ask(start, body)
+    except AnswerBroken as error:
+        if error.silent or error.begun:
+            raise broken(error) from None
+        return None  # closed by the engine just when we used it again: not a failure
+
+
+async def _fresh(pool: Pool) -> Connection:
+    try:
+        return await pool.fresh()
+    except TimeoutError as error:
+        # The kernel's own has a number.
+        raise EngineFailed("refused" if error.errno else "connect_timeout", lost=False) from None
+    except (OSError, ValueError):
+        raise EngineFailed("refused", lost=False) from None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-import aiohttp
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
 from meshd.gateway.choice import NEEDS, Chosen, Refusal, Refused, choose, find_route, place
 from meshd.gateway.delivery import Delivery
-from meshd.gateway.engine_call import EngineFailed, call, silent
+from meshd.gateway.engine_call import EngineFailed, broken, call
+from meshd.gateway.engine_http.answer import Answer, AnswerBroken
 from meshd.gateway.exchange import Exchange, HeldBody
 from meshd.gateway.intake import Intake, Refuse
 from meshd.gateway.metrics import GatewayMetrics
@@ -163,7 +163,7 @@ class Relay:
             def hopeless() -> bool:
                 return remote and self._has_moved(model, target)
 
-            answer: aiohttp.ClientResponse | None = None
+            answer: Answer | None = None
             try:
                 try:
                     async with self._waits.within(self._deadlines.answer, hopeless) as wait:
@@ -194,17 +194,16 @@ class Relay:
                 return Chosen(choice.route or Route("", ModelState.WAITING), target)
         return None
 
-    async def _first(self, answer: aiohttp.ClientResponse, wait: Wait) -> bytes:
+    async def _first(self, answer: Answer, wait: Wait) -> bytes:
         """The first piece of a stream. Until it came, the client has got nothing.
 
         :raises EngineFailed: it does not come.
         """
         self._waits.extend(wait, self._deadlines.idle)
         try:
-            piece = await answer.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            unanswered = silent(error)
-            raise EngineFailed("silent" if unanswered else "reset", lost=not unanswered) from None
+            piece = await answer.piece()
+        except AnswerBroken as error:
+            raise broken(error) from None
         if not piece:
             raise EngineFailed("reset", lost=True)
         return piece
@@ -280,5 +279,5 @@ def _may_change(choice: Refused, tries: _Tries, exchange: Exchange) -> bool:
     return tries.count > 0 and choice.reason is Refusal.NOT_READY
 
 
-def _streams(answer: aiohttp.ClientResponse) -> bool:
+def _streams(answer: Answer) -> bool:
     return answer.status == 200 and answer.content_type == "text/event-stream"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import aiohttp
-
 from meshd.gateway.certificate import Certificate
 from meshd.gateway.choice import place
-from meshd.gateway.engine_call import Door, EngineFailed, trace
+from meshd.gateway.engine_call import Door, EngineFailed, status_of
+from meshd.gateway.engine_http.connection import Connection
+from meshd.gateway.engine_http.dial import Make, dial_tls, dial_unix
+from meshd.gateway.engine_http.pool import Pool
 from meshd.gateway.metrics import GatewayMetrics
-from meshd.gateway.patient_socket import factory
 from meshd.gateway.routes import RoutingTable, Target
 from meshd.gateway.suspicion import Suspicion
-from meshd.gateway.unix_connector import PatientUnixConnector
 from meshd.mesh.tls import server_name
 
 # llama-server closes an idle connection after 5 s; we let go first, so that none breaks in use.
@@ -47,7 +46,7 @@ class Deadlines:
 
 
 @dataclass(slots=True)
-class _Pool:
+class _Used:
     """:ivar uses: requests that run on its connections."""
 
     door: Door
@@ -72,8 +71,7 @@ class Upstreams:
         self.suspicion = Suspicion(self._healthy, metrics, cleared)
         self._deadlines = deadlines
         self._certificate = certificate or Certificate()
-        self._pools: dict[str, _Pool] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._used: dict[str, _Used] = {}
         self._known: frozenset[str] | None = None
         self._table = RoutingTable()
 
@@ -89,25 +87,25 @@ class Upstreams:
         :raises EngineFailed: nothing can be sent there.
         """
         where = place(model, target)
-        pool = self._pools.get(target.key)
-        if pool is None:
-            pool = self._pools[target.key] = _Pool(self._door(target, keep=True))
+        used = self._used.get(target.key)
+        if used is None:
+            used = self._used[target.key] = _Used(self._door(target))
         self.in_flight[where] = self.in_flight.get(where, 0) + 1
-        pool.uses += 1
+        used.uses += 1
         try:
-            yield pool.door
+            yield used.door
         finally:
             self.in_flight[where] -= 1
             if not self.in_flight[where]:
                 del self.in_flight[where]
-            pool.uses -= 1
-            if not pool.uses:
-                current = self._pools.get(target.key) is pool
+            used.uses -= 1
+            if not used.uses:
+                current = self._used.get(target.key) is used
                 unlisted = self._known is not None and target.key not in self._known
                 if current and unlisted:
-                    del self._pools[target.key]
+                    del self._used[target.key]
                 if not current or unlisted:
-                    self._close(pool)
+                    used.door.pool.close()
 
     def table_changed(self, table: RoutingTable) -> None:
         """Believe the brain, and forget engines and nodes that are no longer listed."""
@@ -121,76 +119,51 @@ class Upstreams:
         self._forget(renew=True)
 
     def _forget(self, *, renew: bool) -> None:
-        for key, pool in [*self._pools.items()]:
+        for key, used in [*self._used.items()]:
             unlisted = self._known is not None and key not in self._known
-            if (renew and pool.door.remote) or (unlisted and not pool.uses):
+            if (renew and used.door.remote) or (unlisted and not used.uses):
                 # Requests that run on it go on; the last one closes it.
-                del self._pools[key]
-                if not pool.uses:
-                    self._close(pool)
+                del self._used[key]
+                if not used.uses:
+                    used.door.pool.close()
 
     async def close(self) -> None:
         """Close all connections and end all probes."""
         await self.suspicion.close()
-        for pool in self._pools.values():
-            self._close(pool)
-        self._pools.clear()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        for used in self._used.values():
+            used.door.pool.close()
+        self._used.clear()
 
-    def _close(self, pool: _Pool) -> None:
-        task = asyncio.create_task(pool.door.session.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    def _door(self, target: Target, *, keep: bool) -> Door:
-        """:param keep: connections after use; at most `choice.MAX_IN_FLIGHT_PER_TARGET`.
+    def _door(self, target: Target, *, keep: bool = True) -> Door:
+        """:param keep: connections after use.
 
         :raises EngineFailed: there is no certificate to show to another node.
         """
         if target.socket:
-            base, name = "http://engine", None
-            connect_s = self._deadlines.connect
-            connector: aiohttp.BaseConnector = PatientUnixConnector(
-                target.socket,
-                limit=0,
-                force_close=not keep,
-                keepalive_timeout=_KEEPALIVE_S if keep else None,
-            )
-        else:
-            table = self._table
-            if self._certificate.client is None or not table.mesh:
-                raise EngineFailed("no_certificate", lost=False)
-            base, name = f"https://{target.address}", server_name(target.node, table.mesh)
-            connect_s = min(self._deadlines.connect, table.patience_ms / 1000)
-            connector = aiohttp.TCPConnector(
-                limit=0,
-                force_close=not keep,
-                keepalive_timeout=_PEER_KEEPALIVE_S if keep else None,
-                ssl=self._certificate.client,
-                socket_factory=factory(table.patience_ms),
-            )
-        session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=connect_s, sock_connect=connect_s)
-            if name
-            else aiohttp.ClientTimeout(total=None, sock_connect=connect_s),
-            auto_decompress=False,
-            trace_configs=[trace()],
-            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
-        )
-        return Door(session, base, name)
+            path = target.socket
+
+            def to_engine(make: Make) -> Awaitable[Connection]:
+                return dial_unix(path, make)
+
+            keep_s = _KEEPALIVE_S if keep else 0.0
+            return Door(Pool(to_engine, self._deadlines.connect, keep_s), "engine")
+        table, context = self._table, self._certificate.client
+        if context is None or not table.mesh:
+            raise EngineFailed("no_certificate", lost=False)
+        address, patience_ms = target.address, table.patience_ms
+        name = server_name(target.node, table.mesh)
+
+        def to_node(make: Make) -> Awaitable[Connection]:
+            return dial_tls(address, context, name, patience_ms, make)
+
+        connect_s = min(self._deadlines.connect, patience_ms / 1000)
+        keep_s = _PEER_KEEPALIVE_S if keep else 0.0
+        return Door(Pool(to_node, connect_s, keep_s), address, remote=True)
 
     async def _healthy(self, target: Target) -> bool:
-        # A connection of its own: a pooled one would say nothing about who listens now.
         try:
             door = self._door(target, keep=False)
-            path = "/mesh/health" if door.remote else "/health"
-            async with (
-                asyncio.timeout(_PROBE_S),
-                door.session,
-                door.session.get(door.base + path, server_hostname=door.server_name) as answer,
-            ):
-                return answer.status == 200
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, EngineFailed):
+            async with asyncio.timeout(_PROBE_S):
+                return await status_of(door, "/mesh/health" if door.remote else "/health") == 200
+        except (EngineFailed, TimeoutError):
             return False
