@@ -1,7 +1,12 @@
-"""Errors in the shape that OpenAI's clients read: message, type, param, code."""
+"""What goes wrong, as OpenAI's clients know it: message, type, param, code.
+
+Every error is one of these until the moment it is sent; `protocols` has the other shapes.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,16 +37,19 @@ class ApiError:
     retry_after_s: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def body(self) -> bytes:
-        """The JSON document."""
-        error = {
+    def document(self) -> dict[str, Any]:
+        """OpenAI's error object, and what else an engine said."""
+        return {
             **self.extra,
             "message": self.message,
             "type": self.type,
             "param": self.param,
             "code": self.code,
         }
-        return msgspec.json.encode({"error": error})
+
+    def body(self) -> bytes:
+        """The JSON document."""
+        return msgspec.json.encode({"error": self.document()})
 
     def event(self) -> bytes:
         """The same as one server-sent event, as OpenAI's clients expect it inside a stream."""
@@ -88,44 +96,71 @@ def engine_silent(model: str) -> ApiError:
     )
 
 
-def unknown_model(model: str, table: RoutingTable) -> ApiError:
-    names = sorted(route.model for route in table.routes)
-    listed = ", ".join(names[:_MAX_LISTED]) or "none"
-    if len(names) > _MAX_LISTED:
-        listed += f", and {len(names) - _MAX_LISTED} more"
+def unknown_model(
+    model: str, table: RoutingTable, allowed: Callable[[str], bool] = lambda _: True
+) -> ApiError:
+    """:param allowed: whether the client may know of a model."""
+    names = sorted(route.model for route in table.routes if allowed(route.model))
     return ApiError(
         404,
-        f"The model `{_shown(model)}` does not exist here. Known models: {listed}.",
+        f"The model `{_shown(model)}` does not exist here. Known models: {_listed(names)}.",
         param="model",
         code="model_not_found",
     )
 
 
-def refused(choice: Refused, model: str, table: RoutingTable) -> ApiError:
-    """What to tell a client whose request has no engine to go to."""
+def refused(
+    choice: Refused,
+    model: str,
+    table: RoutingTable,
+    allowed: Callable[[str], bool] = lambda _: True,
+) -> ApiError:
+    """What to tell a client whose request has no engine to go to.
+
+    :param model: as the client wrote it. :param allowed: as for `unknown_model`.
+    """
+    name = _shown(choice.route.model if choice.route else model)
+    match choice.reason:
+        case Refusal.AMBIGUOUS:
+            return ApiError(
+                400,
+                f"More than one model begins with `{name}`: {_listed(choice.candidates)}.",
+                param="model",
+                code="model_ambiguous",
+            )
+        case Refusal.NOT_ALLOWED:
+            return ApiError(
+                403,
+                f"Your API key is not for the model `{name}`.",
+                "permission_error",
+                param="model",
+                code="model_not_allowed",
+            )
+        case Refusal.INCAPABLE:
+            return _incapable(choice, name)
+        case Refusal.TOO_LONG:
+            return ApiError(
+                400,
+                f"The prompt has {choice.prompt_tokens} tokens, the context of the model `{name}` "
+                f"holds {choice.context}.",
+                code="context_length_exceeded",
+                extra={"n_prompt_tokens": choice.prompt_tokens, "n_ctx": choice.context},
+            )
+        case _ if choice.route is None:
+            return unknown_model(model, table, allowed)
+        case Refusal.FULL:
+            return unavailable(
+                f"The model `{name}` has all the requests it can take.",
+                "model_overloaded",
+                BUSY_RETRY_S,
+            )
+        case Refusal.UNREACHABLE:
+            return unavailable(
+                f"No engine of the model `{name}` can be reached; it is being restarted.",
+                "model_unreachable",
+                UNREACHABLE_RETRY_S,
+            )
     route = choice.route
-    if route is None:
-        return unknown_model(model, table)
-    name = _shown(route.model)
-    if choice.reason is Refusal.INCAPABLE:
-        return ApiError(
-            400,
-            f"The model `{name}` does not do that; it is good for {', '.join(route.capabilities)}.",
-            param="model",
-            code="model_not_capable",
-        )
-    if choice.reason is Refusal.FULL:
-        return unavailable(
-            f"The model `{name}` has all the requests it can take.",
-            "model_overloaded",
-            BUSY_RETRY_S,
-        )
-    if choice.reason is Refusal.UNREACHABLE:
-        return unavailable(
-            f"No engine of the model `{name}` can be reached; it is being restarted.",
-            "model_unreachable",
-            UNREACHABLE_RETRY_S,
-        )
     # Targets may all be unready for a moment while the state still says ready.
     state = "not ready" if route.state is ModelState.READY else route.state.value
     detail = f": {route.detail}" if route.detail else ""
@@ -136,31 +171,70 @@ def refused(choice: Refused, model: str, table: RoutingTable) -> ApiError:
     )
 
 
-def from_upstream(status: int, text: bytes) -> ApiError:
-    """An engine's error answer, whatever it wrote, in OpenAI's shape and with its own status."""
-    fallback_type = "invalid_request_error" if status < 500 else "server_error"
+def _incapable(choice: Refused, name: str) -> ApiError:
+    lacks = ", ".join(sorted(choice.lacks)) or "that"
+    if choice.route is None:
+        message = f"No model here does {lacks}."
+    else:
+        good_for = ", ".join(choice.route.capabilities)
+        message = f"The model `{name}` does not do {lacks}; it is good for {good_for}."
+    return ApiError(400, message, param="model", code="model_not_capable")
+
+
+# llama-server answers 500 to much that only its client can put right; clients would try again.
+_CLIENTS_FAULT = re.compile(
+    r"Failed to parse |Field '|\[json\.exception\.|.* is required|Missing |Expected |Invalid |"
+    r"Unsupported |unsupported |Unknown |Cannot |.* must (not )?be |.* input is not supported",
+)
+
+
+def from_upstream(status: int, text: bytes, *, in_stream: bool = False) -> ApiError:
+    """An engine's error answer, whatever it wrote.
+
+    The status is its own, except where it calls the client's fault its own.
+
+    :param text: a document in llama-server's, OpenAI's or Anthropic's shape, or plain text.
+    :param in_stream: `text` is the data of an event, in which the error may be all there is; its
+        `code` then says the status.
+    """
     try:
         document = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         document = None
     error = document.get("error") if isinstance(document, dict) else None
+    if in_stream and error is None and isinstance(document, dict):
+        error = document
     if not isinstance(error, dict):
         words = error if isinstance(error, str) else text.decode("utf-8", "replace")
         message = _shown(" ".join(words.split()), _MAX_UPSTREAM_TEXT)
-        return ApiError(status, message or f"the engine answered {status}", fallback_type)
-    kind = str(error.get("type") or fallback_type)
-    code = error.get("code")
-    if not isinstance(code, str):  # llama-server repeats the HTTP status here
-        code = "context_length_exceeded" if kind == "exceed_context_size_error" else None
-    param = error.get("param")
+        return ApiError(status, message or f"the engine answered {status}", _type_of(status))
+    message = str(error.get("message") or f"the engine answered {status}")
+    kind, code, param = error.get("type"), error.get("code"), error.get("param")
+    if in_stream and isinstance(code, int) and 400 <= code < 600:
+        status = code
+    if kind == "not_supported_error":
+        status, kind, code = 400, None, "model_not_capable"
+    elif kind == "exceed_context_size_error":
+        code = "context_length_exceeded"
+    elif status == 500 and kind == "server_error" and _CLIENTS_FAULT.match(message):
+        status, kind = 400, None
     return ApiError(
         status,
-        str(error.get("message") or f"the engine answered {status}"),
-        kind,
+        message,
+        str(kind or _type_of(status)),
         param if isinstance(param, str) else None,
-        code,
+        code if isinstance(code, str) else None,  # llama-server repeats the HTTP status here
         extra={key: value for key, value in error.items() if isinstance(key, str)},
     )
+
+
+def _type_of(status: int) -> str:
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:_MAX_LISTED]) or "none"
+    return listed + (f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")
 
 
 def _shown(text: str, limit: int = _MAX_ECHO) -> str:
