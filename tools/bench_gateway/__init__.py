@@ -1,0 +1,1 @@
+"""What a gateway costs, ours beside others'."""
