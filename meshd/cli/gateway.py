@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from meshd import logging
 from meshd.config.settings import GatewaySettings
 from meshd.gateway.listen import Sockets, inherited_sockets, open_sockets, parse_address
 from meshd.gateway.serve import DRAIN_S, GatewayOptions, serve
+from meshd.keys.key_folder import places
+from meshd.paths import Paths
+
+_DESCRIPTORS = 65_536
 
 
 def register(subparsers: Any) -> None:
@@ -39,6 +44,9 @@ def register(subparsers: Any) -> None:
         action="extend",
         metavar="HOST:PORT",
         help="addresses for the other nodes of the mesh (default: none)",
+    )
+    parser.add_argument(
+        "--keys", type=Path, help="the folder with API keys (default: that of this node's meshd)"
     )
     parser.add_argument(
         "--drain",
@@ -68,9 +76,26 @@ def _run(args: argparse.Namespace) -> int:
         routes=routes.absolute(),
         drain_s=args.drain,
         control=routes.absolute().with_name("meshd.sock"),
+        keys=places(args.keys or args.paths.keys),
+        accounts=_state_folder(args.paths) / "token-budgets.json",
     )
+    _take_descriptors()
     asyncio.run(serve(options, sockets.clients, sockets.peers))
     return 0
+
+
+def _state_folder(paths: Paths) -> Path:
+    """Where systemd says (StateDirectory=), else with all else."""
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(given) if given else paths.state / "gateway"
+
+
+def _take_descriptors() -> None:
+    """As many as the system lets us have: each request takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _seconds(text: str) -> float:

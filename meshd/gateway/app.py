@@ -16,6 +16,7 @@ from meshd.gateway import headers, openai_error
 from meshd.gateway.choice import find_route, servable
 from meshd.gateway.engine_call import LOST
 from meshd.gateway.exchange import Exchange
+from meshd.gateway.front_door import FrontDoor
 from meshd.gateway.intake import Refuse
 from meshd.gateway.metrics import NO_MODEL, UNKNOWN_MODEL, Answered, GatewayMetrics
 from meshd.gateway.openai_error import ApiError
@@ -38,22 +39,31 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def make_app(
-    watch: TableWatch, upstreams: Upstreams, relay: Relay, metrics: GatewayMetrics
+    watch: TableWatch,
+    upstreams: Upstreams,
+    relay: Relay,
+    metrics: GatewayMetrics,
+    front: FrontDoor | None = None,
 ) -> web.Application:
-    """The application, over parts that the caller starts and stops."""
+    """The application, over parts that the caller starts and stops.
+
+    :param front: what every request passes first.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         return _json({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
         ready, report = readiness(watch, upstreams)
+        if front is not None:
+            report |= front.report()
         return _json(report, status=200 if ready else 503)
 
     async def exposition(request: web.Request) -> web.Response:
         text, content_type = metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=text, headers={"Content-Type": content_type})
 
-    app = bare_app(metrics)
+    app = bare_app(metrics, front=front)
     add_openai(app, watch, relay)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
@@ -61,13 +71,18 @@ def make_app(
     return app
 
 
-def bare_app(metrics: GatewayMetrics, *first: Any) -> web.Application:
+def bare_app(
+    metrics: GatewayMetrics, *first: Any, front: FrontDoor | None = None
+) -> web.Application:
     """An application without endpoints, whose errors have OpenAI's shape.
 
     :param first: middlewares that see a request before all else.
+    :param front: likewise, with errors in that shape; None where somebody else has checked.
     """
-    app = web.Application(middlewares=[*first, _observer(metrics)])
+    app = web.Application(middlewares=[*first, _observer(metrics, front)])
     app.on_response_prepare.append(_sign)
+    if front is not None:
+        app.on_response_prepare.append(_dresser(front))
     return app
 
 
@@ -82,7 +97,11 @@ def add_openai(
     async def inference(request: web.Request) -> web.StreamResponse:
         exchange = _EXCHANGE.get()
         exchange.hop = hop(request)
-        return await relay.handle(request, request.path, exchange)
+        with exchange.pass_.running():
+            try:
+                return await relay.handle(request, request.path, exchange)
+            finally:
+                exchange.pass_.charge(exchange.tokens.prompt + exchange.tokens.completion)
 
     async def models(_: web.Request) -> web.Response:
         table = watch.table
@@ -147,14 +166,14 @@ def readiness(watch: TableWatch, upstreams: Upstreams) -> tuple[bool, dict[str, 
     return bool(ready), report
 
 
-def _observer(metrics: GatewayMetrics) -> Any:
+def _observer(metrics: GatewayMetrics, front: FrontDoor | None) -> Any:
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = Exchange(headers.request_id(request.headers))
         _EXCHANGE.set(exchange)
         code = 500
         try:
-            response = await _answer(request, handler, exchange)
+            response = await _answer(request, handler, exchange, front)
             code = response.status
             return response
         except (asyncio.CancelledError, ConnectionError):
@@ -166,8 +185,14 @@ def _observer(metrics: GatewayMetrics) -> Any:
     return observe
 
 
-async def _answer(request: web.Request, handler: Handler, exchange: Exchange) -> web.StreamResponse:
+async def _answer(
+    request: web.Request, handler: Handler, exchange: Exchange, front: FrontDoor | None
+) -> web.StreamResponse:
     try:
+        if front is not None:
+            if (answer := front.preflight(request)) is not None:
+                return answer
+            exchange.pass_ = front.admit(request)
         return await handler(request)
     except Refuse as refusal:
         response = error_response(refusal.error)
@@ -237,6 +262,15 @@ def _record(metrics: GatewayMetrics, request: web.Request, exchange: Exchange, c
         duration_s=round(exchange.elapsed_s(), 4),
         failure=exchange.failure,
     )
+
+
+def _dresser(front: FrontDoor) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def dress(request: web.Request, response: web.StreamResponse) -> None:
+        exchange = _EXCHANGE.get(None)
+        if exchange is not None:
+            front.dress(request, response, exchange.pass_)
+
+    return dress
 
 
 async def _sign(_: web.Request, response: web.StreamResponse) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from meshd.gateway.gate import OPEN, Pass
 from meshd.gateway.intake import Intake
 from meshd.gateway.tokens import Tokens
 
@@ -18,7 +19,7 @@ class Exchange:
     :ivar first_token_s: seconds from the start to a stream's first event with data, None before
         it and where the answer comes as a whole.
     :ivar queued_s: how long it waited for a model or a slot.
-    :ivar key: name of the client's API key, "" without one.
+    :ivar pass_: what the client may.
     :ivar failure: kind of the last engine's failure, "" without one.
     :ivar hop: another gateway sent it on: it stays here, and is counted there.
     :ivar tokens: what the answer said of itself, so far.
@@ -30,11 +31,16 @@ class Exchange:
     started_s: float = field(default_factory=time.monotonic)
     first_token_s: float | None = None
     queued_s: float = 0.0
-    key: str = ""
+    pass_: Pass = OPEN
     failure: str = ""
     hop: bool = False
     tokens: Tokens = field(default_factory=Tokens)
     here: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the client's API key, "" without one."""
+        return self.pass_.key
 
     def first_token(self) -> None:
         """Note the time, the first time."""

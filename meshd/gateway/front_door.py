@@ -12,11 +12,12 @@ How an application takes it in::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from aiohttp import web
 
 from meshd.gateway import cors
-from meshd.gateway.gate import OPEN, Gate, Pass, from_here
+from meshd.gateway.gate import NO_KEYS, OPEN, Gate, Pass, from_here
 from meshd.gateway.intake import Refuse
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.routes import Front
@@ -27,15 +28,23 @@ ALWAYS_OPEN = frozenset({"/healthz"})
 
 
 class FrontDoor:
-    """Decides by the head of a request alone."""
+    """Decides by the head of a request alone.
+
+    :ivar troubles: each says what else keeps clients out, "" for nothing.
+    """
 
     def __init__(self, gate: Gate, front: Callable[[], Front], names: Iterable[str] = ()) -> None:
         """:param front: the settings in force. :param names: of this machine."""
         self.gate = gate
+        self.troubles: list[Callable[[], str]] = []
         self._front = front
         self._names = frozenset(names)
         self._hosts = HostCheck(self._names)
         self._hosts_of: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> Front:
+        return self._front()
 
     def admit(self, request: web.Request) -> Pass:
         """:raises Refuse: 401, 403 or 421; the client has no business here."""
@@ -71,6 +80,12 @@ class FrontDoor:
             return None
         answer = cors.preflight(request.headers, self._front().origins)
         return web.Response(status=204 if answer else 403, headers=answer)
+
+    def report(self) -> dict[str, Any]:
+        """What `/readyz` says of it."""
+        errors = [*self.gate.errors, *filter(None, (trouble() for trouble in self.troubles))]
+        served = "all addresses" if self.gate.configured else f"this machine only: {NO_KEYS}"
+        return {"clients": {"served": served, "errors": errors}}
 
     def dress(self, request: web.Request, response: web.StreamResponse, who: Pass = OPEN) -> None:
         """Add what browsers and SDKs want to know to an answer's headers."""

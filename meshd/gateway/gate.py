@@ -61,18 +61,6 @@ class Pass:
         """:param model: its own name, not an alias."""
         return self._holder is None or self._holder.allows(model)
 
-    def check(self, model: str) -> None:
-        """:raises Refuse: 403, the key is not for this model."""
-        if not self.allows(model):
-            raise Refuse(
-                ApiError(
-                    403,
-                    f"The API key {self.key!r} is not for the model `{model[:200]}`.",
-                    param="model",
-                    code="model_not_allowed",
-                )
-            )
-
     @contextmanager
     def running(self) -> Iterator[None]:
         """One request from its beginning to the end of its answer, waiting included.
@@ -140,6 +128,11 @@ class Gate:
     def configured(self) -> bool:
         """Whether there are keys."""
         return bool(self._ring().by_digest)
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Of files with keys that cannot be used now, one line each."""
+        return self._ring().errors
 
     def admit(self, request: web.Request) -> Pass:
         """Who asks. Nothing of the body is needed.

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from typing import cast
 
 import structlog
 from aiohttp import web
@@ -98,7 +99,8 @@ class PeerDoor:
 
 
 def _cut(connection: web.RequestHandler) -> None:
-    transport = connection.transport
-    if isinstance(transport, asyncio.WriteTransport):
+    # Not asked with isinstance: uvloop's transports have another base.
+    transport = cast(asyncio.WriteTransport | None, connection.transport)
+    if transport is not None:
         with suppress(OSError):
             transport.abort()

@@ -6,22 +6,31 @@ import asyncio
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from aiohttp import web
 
+from meshd.gateway.accounts_file import AccountsFile
 from meshd.gateway.app import make_app
 from meshd.gateway.certificate import Certificate
+from meshd.gateway.client_connection import IDLE_S
+from meshd.gateway.client_door import ClientDoor
+from meshd.gateway.client_tls import ClientTls
+from meshd.gateway.crowd import CrowdLimits
+from meshd.gateway.front_door import FrontDoor
+from meshd.gateway.gate import NO_KEYS, Gate, loopback
+from meshd.gateway.key_watch import KeyWatch
 from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.news import News
 from meshd.gateway.peer_app import asking, make_peer_app
 from meshd.gateway.peer_door import PeerDoor
 from meshd.gateway.relay import Relay
-from meshd.gateway.routes import RoutingTable
+from meshd.gateway.routes import Front, RoutingTable
 from meshd.gateway.routes_feed import FeedLimits, RoutesFeed
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.tls_buffers import small_tls_buffers
@@ -29,13 +38,15 @@ from meshd.gateway.traffic import TrafficReport
 from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.traffic_post import post_traffic
 from meshd.gateway.upstreams import Deadlines, Upstreams
+from meshd.host_check import machine_names
+from meshd.keys.key_folder import KeyPlaces
 from meshd.notify import Notifier
 
 DRAIN_S = 20.0
 # After the drain: time for the error events to reach their clients.
 _LAST_WORDS_S = 2.0
-# Clients may keep a connection for so long between two requests.
-_KEEPALIVE_S = 75.0
+# Before there is a routing table.
+_FRONT = Front()
 # Certificates are made anew months before they run out.
 _CERTIFICATE_LOOK_S = 5.0
 
@@ -47,6 +58,9 @@ class GatewayOptions:
     """:ivar drain_s: seconds that running answers get when the gateway is stopped.
 
     :ivar control: the brain's control socket, which hears of the traffic; None for nobody.
+    :ivar keys: where API keys are written; None for no keys.
+    :ivar accounts: file that keeps what was used of token budgets; None to forget it.
+    :ivar crowd: None for as many connections as the process may have files.
     """
 
     routes: Path
@@ -55,12 +69,22 @@ class GatewayOptions:
     process_metrics: bool = True
     control: Path | None = None
     feed: FeedLimits = field(default_factory=FeedLimits)
+    keys: KeyPlaces | None = None
+    accounts: Path | None = None
+    crowd: CrowdLimits | None = None
+
+
+class Gateway(NamedTuple):
+    """What runs. :ivar door: for clients. :ivar front: what their requests pass first."""
+
+    door: ClientDoor
+    front: FrontDoor
 
 
 @asynccontextmanager
 async def running(
     options: GatewayOptions, sockets: list[socket.socket], peers: Sequence[socket.socket] = ()
-) -> AsyncIterator[web.AppRunner]:
+) -> AsyncIterator[Gateway]:
     """A gateway that serves on these sockets, and drains when the context ends.
 
     :param peers: for other nodes; served while the table names a certificate.
@@ -70,6 +94,9 @@ async def running(
     news, certificate, traffic = News(), Certificate(), TrafficCount()
     upstreams = Upstreams(options.deadlines, metrics, certificate, news.tell)
     feed = RoutesFeed(options.feed, asking)
+    keys = KeyWatch(options.keys, lambda ring: gate.accounts.keep(ring.names))
+    gate = Gate(lambda: keys.ring)
+    kept = AccountsFile(options.accounts, gate.accounts) if options.accounts else None
 
     async def prepare(table: RoutingTable) -> None:
         await certificate.look(table.tls)
@@ -84,23 +111,29 @@ async def running(
 
     watch = TableWatch(options.routes, metrics, changed, prepare)
     relay = Relay(watch, upstreams, metrics, options.deadlines, news, traffic)
+    names = await asyncio.to_thread(machine_names)
+    front = FrontDoor(gate, lambda: watch.table.front if watch.table else _FRONT, names)
+    client_tls = ClientTls()
     runners = [
         web.AppRunner(
             app,
             handler_cancellation=True,
             access_log=None,
-            keepalive_timeout=_KEEPALIVE_S,
+            keepalive_timeout=IDLE_S,
             shutdown_timeout=options.drain_s + _LAST_WORDS_S,
         )
         for app in (
-            make_app(watch, upstreams, relay, metrics),
+            make_app(watch, upstreams, relay, metrics, front),
             make_peer_app(watch, relay, metrics, feed),
         )
     ]
     runner, peer_runner = runners
     for one in runners:
         await one.setup()
+    assert runner.server is not None
     door = PeerDoor(peer_runner, peers)
+    clients = ClientDoor(runner.server, sockets, client_tls, options.crowd)
+    front.troubles += [lambda: client_tls.error]
 
     def report() -> TrafficReport | None:
         table = watch.table
@@ -108,41 +141,64 @@ async def running(
             return None
         return traffic.report(table, upstreams.in_flight, upstreams.suspicion.nodes)
 
+    async def look() -> None:
+        settings = front.settings
+        await client_tls.look(settings.certificate, settings.key)
+
     await watch.refresh()
+    await keys.refresh()
+    await look()
+    if kept is not None:
+        await kept.load()
     tasks = [
         asyncio.create_task(watch.run()),
-        asyncio.create_task(_follow_certificate(watch, certificate, upstreams, door, news)),
+        asyncio.create_task(_follow_certificate(watch, certificate, upstreams, door, news, look)),
+        asyncio.create_task(keys.run()),
+        asyncio.create_task(clients.run()),
     ]
+    if kept is not None:
+        tasks.append(asyncio.create_task(kept.run()))
     if options.control is not None:
         tasks.append(asyncio.create_task(post_traffic(options.control, report)))
     try:
-        for listener in sockets:
-            await web.SockSite(runner, listener).start()
-        yield runner
+        await clients.open()
+        yield Gateway(clients, front)
     finally:
         deadline = asyncio.get_running_loop().call_later(options.drain_s, relay.stop)
         # Before the door closes, so that it is not opened again.
         tasks[1].cancel()
         door.close()
+        clients.close()
         await asyncio.gather(*(one.cleanup() for one in runners))
         deadline.cancel()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await upstreams.close()
+        if kept is not None:
+            await kept.save()
         for listener in peers:
             listener.close()
 
 
 async def _follow_certificate(
-    watch: TableWatch, certificate: Certificate, upstreams: Upstreams, door: PeerDoor, news: News
+    watch: TableWatch,
+    certificate: Certificate,
+    upstreams: Upstreams,
+    door: PeerDoor,
+    news: News,
+    look: Callable[[], Awaitable[None]],
 ) -> None:
-    """Open the peer door with what the table names, and again when the files change."""
+    """Open the peer door with what the table names, and again when the files change.
+
+    :param look: at the clients' certificate.
+    """
     shown: ssl.SSLContext | None = None
     while True:
         seen = news.count
         if watch.table is not None:
             await certificate.look(watch.table.tls)
+        await look()
         if certificate.server is not shown:
             shown = certificate.server
             await door.show(shown)
@@ -162,8 +218,11 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: _log.debug("SIGHUP: nothing to reload"))
     notifier = Notifier()
-    async with running(options, sockets, peers) as runner:
-        _log.info("gateway ready", addresses=[_shown(place) for place in runner.addresses])
+    async with running(options, sockets, peers) as gateway:
+        addresses = gateway.door.addresses
+        _log.info("gateway ready", addresses=[_shown(place) for place in addresses])
+        if not gateway.front.gate.configured and not all(map(_from_here_only, addresses)):
+            _log.warning("other machines are not served", reason=NO_KEYS)
         notifier.ready()
         feeding = asyncio.create_task(_feed_watchdog(notifier))
         await stop.wait()
@@ -179,6 +238,10 @@ async def _feed_watchdog(notifier: Notifier) -> None:
     while interval_s:
         notifier.watchdog()
         await asyncio.sleep(interval_s / 3)
+
+
+def _from_here_only(place: object) -> bool:
+    return not isinstance(place, tuple) or loopback(str(place[0]))
 
 
 def _shown(place: object) -> str:

@@ -22,6 +22,10 @@ class KeyRing:
         """Whether somebody meant there to be keys: a file that is broken just now counts too."""
         return bool(self.by_digest or self.errors)
 
+    @property
+    def names(self) -> list[str]:
+        return [key.name for key in self.by_digest.values()]
+
     def find(self, key: str) -> ApiKey | None:
         """The key that a client sent, None when it is none of ours.
 

@@ -150,7 +150,7 @@ async def test_nothing_about_the_connection_or_the_client_passes(tmp_path: Path)
         heads = {
             "Authorization": "Bearer secret",
             "Cookie": "a=b",
-            "Origin": "http://elsewhere",
+            "Origin": "http://localhost:3000",
             "X-Request-Id": "mine-1",
             "Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         }
@@ -237,7 +237,7 @@ async def test_a_client_that_stops_within_its_body_is_not_waited_for(tmp_path: P
     async with gateway(tmp_path, table_of(tmp_path / "e.sock"), deadlines=deadlines) as node:
         host, port = node.base.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{{".encode())
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{{".encode())
         assert (await asyncio.wait_for(reader.readline(), 5)).split()[1] == b"408"
         writer.close()
 
