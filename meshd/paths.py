@@ -34,6 +34,11 @@ class Paths:
         return self.config.parent / "mesh.d"
 
     @property
+    def keys(self) -> Path:
+        """Files with the hashes of API keys; read by brain, gateway and hand."""
+        return self.config.parent / "keys.d"
+
+    @property
     def control_socket(self) -> Path:
         return self.run / "meshd.sock"
 
@@ -54,6 +59,16 @@ class Paths:
     @property
     def generations(self) -> Path:
         return self.state / "generations"
+
+    @property
+    def load_times(self) -> Path:
+        """How long models took to load on this node."""
+        return self.state / "load-times.json"
+
+    @property
+    def drain(self) -> Path:
+        """There while this node is being drained."""
+        return self.run / "drain.json"
 
     def engine_socket(self, instance: str) -> Path:
         return self.engines / instance / "llama.sock"
