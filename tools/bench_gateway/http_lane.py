@@ -17,8 +17,8 @@ class LaneError(Exception):
 class Lane(asyncio.Protocol):
     """Subclasses say what a body and an end mean; `answered` and `broke` are called once a request.
 
-    Opened again by itself where the server closes it between two requests, as some do after so
-    many of them.
+    Opened again by itself where the server closes it between two requests, even where the next one
+    was on its way already, as clients do (RFC 9112, 9.3.1).
     """
 
     def __init__(self, port: int) -> None:
@@ -26,7 +26,9 @@ class Lane(asyncio.Protocol):
         self.closed = False
         self._transport: asyncio.Transport | None = None
         self._asked = False
-        self._waiting: bytes | None = None
+        self._request = b""
+        # Whether it waits for the connection to be gone.
+        self._waits = False
 
     async def open(self) -> None:
         """:raises LaneError: nobody answers there."""
@@ -48,21 +50,26 @@ class Lane(asyncio.Protocol):
 
     def ask(self, request: bytes) -> None:
         """Send it; where the connection is gone meanwhile, on a new one."""
+        self._request = request
         if self._transport is None:
-            self._opening = asyncio.ensure_future(self._ask_anew(request))
+            self._opening = asyncio.ensure_future(self._ask_anew())
         elif self._transport.is_closing():
-            self._waiting = request
+            self._waits = True
         else:
-            self._asked = True
+            self._asked, self._heard = True, False
             self._transport.write(request)
 
-    async def _ask_anew(self, request: bytes) -> None:
+    async def _ask_anew(self) -> None:
         try:
             await self.open()
         except LaneError as error:
-            self.broke(str(error))
+            if not self.closed:
+                self.broke(str(error))
+            return
+        if self.closed:
+            self.close()
         else:
-            self.ask(request)
+            self.ask(self._request)
 
     def body(self, data: bytes) -> None:
         """A part of the answer."""
@@ -77,18 +84,21 @@ class Lane(asyncio.Protocol):
         # uvloop's transports are not of asyncio's class.
         self._transport = cast(asyncio.Transport, transport)
         self._parser = httptools.HttpResponseParser(self)
-        self._ended = False
+        self._ended = self._used = self._heard = False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        if self._asked and not self.closed:
+        if self.closed:
+            return
+        if self._waits or (self._asked and self._used and not self._heard):
+            self._waits = self._asked = False
+            self.ask(self._request)
+        elif self._asked:
             self._asked = False
             self.broke(f"connection lost: {error}")
-        elif self._waiting is not None and not self.closed:
-            request, self._waiting = self._waiting, None
-            self.ask(request)
 
     def data_received(self, data: bytes) -> None:
+        self._heard = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -97,8 +107,8 @@ class Lane(asyncio.Protocol):
             return
         if self._ended:
             # Out here, where the parser may be replaced and the next request sent.
-            self._ended = False
-            self._asked = False
+            self._ended = self._asked = False
+            self._used = True
             if not self._keep and self._transport is not None:
                 self._transport.close()
             self.answered()

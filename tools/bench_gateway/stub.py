@@ -76,6 +76,10 @@ _INFO = {
     b"/server_info": _answer({"model_path": MODEL, "served_model_name": MODEL}),
     b"/props": _answer({"model_alias": MODEL, "total_slots": 4}),
 }
+# llama-server's router asks so before a large body, and waits a second where it is not told.
+_EXPECTS = b"\r\nExpect: 100-continue\r\n"
+_GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
+_HEAD_BYTES = 4096
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 _EVENT = (
@@ -107,6 +111,8 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if _EXPECTS in data[:_HEAD_BYTES]:
+            self._transport.write(_GO_ON)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
