@@ -126,7 +126,7 @@ def _node(node: yaml.Node) -> Node:
                 raise BadYamlError(message, name.span.line, name.span.column)
             fields.append((name, _node(value)))
         return Fields(tuple(fields), span)
-    return Text(str(node.value), span, getattr(node, "style", None) is None)
+    return Text(str(node.value), span, not getattr(node, "style", None))
 
 
 def _span(node: yaml.Node) -> Span:
