@@ -1,4 +1,4 @@
-"""The endpoints: which path does what, and that every error has OpenAI's shape."""
+"""The endpoints: which path does what, and that every error has its protocol's shape."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import structlog
 from aiohttp import web
 
 import meshd
-from meshd.gateway import headers, openai_error
-from meshd.gateway.choice import find_route, servable
+from meshd.gateway import headers, model_list, openai_error
+from meshd.gateway.ask import Ask
+from meshd.gateway.choice import Refused, servable
 from meshd.gateway.engine_call import LOST
 from meshd.gateway.exchange import Exchange
 from meshd.gateway.front_door import FrontDoor
 from meshd.gateway.intake import Refuse
 from meshd.gateway.metrics import NO_MODEL, UNKNOWN_MODEL, Answered, GatewayMetrics
 from meshd.gateway.openai_error import ApiError
+from meshd.gateway.protocols import OPENAI, PROTOCOLS, Dialect, dialect_of, error_body
 from meshd.gateway.relay import Relay
-from meshd.gateway.routes import Route
+from meshd.gateway.resolve import resolve
+from meshd.gateway.routes import Route, RoutingTable
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.upstreams import Upstreams
 
-# Answered by llama-server under the same paths.
-INFERENCE_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-
+_ANTHROPIC_VERSION = "anthropic-version"
 _CLIENT_LEFT = 499
 _SERVER = f"meshd/{meshd.__version__}"
 # Not on the request: aiohttp has typed keys for that only since 3.14.
@@ -64,7 +65,7 @@ def make_app(
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     app = bare_app(metrics, front=front)
-    add_openai(app, watch, relay)
+    add_inference(app, watch, relay)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)
@@ -86,13 +87,16 @@ def bare_app(
     return app
 
 
-def add_openai(
+def add_inference(
     app: web.Application,
     watch: TableWatch,
     relay: Relay,
     hop: Callable[[web.Request], bool] = lambda _: False,
 ) -> None:
-    """OpenAI's endpoints. :param hop: whether another gateway sent a request on."""
+    """The models, and all that engines answer.
+
+    :param hop: whether another gateway sent a request on.
+    """
 
     async def inference(request: web.Request) -> web.StreamResponse:
         exchange = _EXCHANGE.get()
@@ -103,44 +107,34 @@ def add_openai(
             finally:
                 exchange.pass_.charge(exchange.tokens.prompt + exchange.tokens.completion)
 
-    async def models(_: web.Request) -> web.Response:
-        table = watch.table
-        if table is None:
-            raise Refuse(openai_error.no_table())
-        return _json({"object": "list", "data": [model_object(route) for route in table.routes]})
+    def visible() -> list[Route]:
+        allows = _EXCHANGE.get().pass_.allows
+        return [route for route in _table(watch).routes if allows(route.model)]
+
+    async def models(request: web.Request) -> web.Response:
+        if _ANTHROPIC_VERSION in request.headers:
+            return _json(model_list.anthropic_list(visible()))
+        return _json(model_list.openai_list(visible()))
 
     async def model(request: web.Request) -> web.Response:
-        table = watch.table
-        if table is None:
-            raise Refuse(openai_error.no_table())
-        name = request.match_info["id"]
-        route = find_route(table, name)
-        if route is None:
-            raise Refuse(openai_error.unknown_model(name, table))
-        return _json(model_object(route))
+        table, name, allows = _table(watch), request.match_info["id"], _EXCHANGE.get().pass_.allows
+        route = resolve(table, Ask(name), allowed=allows)
+        if isinstance(route, Refused):
+            raise Refuse(openai_error.refused(route, name, table, allows))
+        if _ANTHROPIC_VERSION in request.headers:
+            return _json(model_list.anthropic_model(route))
+        return _json(model_list.openai_model(route))
 
-    for path in INFERENCE_PATHS:
+    for path in PROTOCOLS:
         app.router.add_post(path, inference)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{id:.+}", model)
 
 
-def model_object(route: Route) -> dict[str, Any]:
-    """OpenAI's model object; what the mesh knows beyond it is under `mesh`."""
-    return {
-        "id": route.model,
-        "object": "model",
-        "created": route.created_s,
-        "owned_by": "meshd",
-        "mesh": {
-            "state": route.state.value,
-            "detail": route.detail,
-            "context": route.context,
-            "quality": route.quality,
-            "capabilities": route.capabilities,
-            "aliases": route.aliases,
-        },
-    }
+def _table(watch: TableWatch) -> RoutingTable:
+    if watch.table is None:
+        raise Refuse(openai_error.no_table())
+    return watch.table
 
 
 def readiness(watch: TableWatch, upstreams: Upstreams) -> tuple[bool, dict[str, Any]]:
@@ -195,47 +189,55 @@ async def _answer(
             exchange.pass_ = front.admit(request)
         return await handler(request)
     except Refuse as refusal:
-        response = error_response(refusal.error)
+        response = _error(request, exchange, refusal.error)
         if refusal.lost:
             response.headers[LOST] = "1"
         return response
     except web.HTTPException as error:
-        return _http_error(request, error)
+        return _http_error(request, exchange, error)
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
         _log.exception("the gateway failed", request_id=exchange.request_id, path=request.path)
-        return error_response(
-            ApiError(500, "The gateway failed; its log says why.", "server_error", code="internal")
-        )
+        message = "The gateway failed; its log says why."
+        return _error(request, exchange, ApiError(500, message, "server_error", code="internal"))
 
 
-def error_response(error: ApiError) -> web.Response:
-    response = web.Response(status=error.status, body=error.body(), content_type="application/json")
+def error_response(
+    error: ApiError, dialect: Dialect = OPENAI, request_id: str = ""
+) -> web.Response:
+    response = web.Response(
+        status=error.status,
+        body=error_body(dialect, error, request_id),
+        content_type="application/json",
+    )
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     return response
 
 
-def _http_error(request: web.Request, error: web.HTTPException) -> web.Response:
+def _error(request: web.Request, exchange: Exchange, error: ApiError) -> web.Response:
+    return error_response(error, dialect_of(request.path, request.headers), exchange.request_id)
+
+
+def _http_error(request: web.Request, exchange: Exchange, error: web.HTTPException) -> web.Response:
     """The router's own refusals, in our shape."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}."
-        response = error_response(ApiError(405, message, code="method_not_allowed"))
+        response = _error(request, exchange, ApiError(405, message, code="method_not_allowed"))
         response.headers["Allow"] = allowed
         return response
     if error.status == 404:
-        return error_response(
-            ApiError(404, f"There is nothing at {request.path[:200]}.", code="not_found")
-        )
-    return error_response(ApiError(error.status, error.reason, code=None))
+        message = f"There is nothing at {request.path[:200]}."
+        return _error(request, exchange, ApiError(404, message, code="not_found"))
+    return _error(request, exchange, ApiError(error.status, error.reason))
 
 
 def _record(metrics: GatewayMetrics, request: web.Request, exchange: Exchange, code: int) -> None:
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource else "other"
-    inference = endpoint in INFERENCE_PATHS
+    inference = endpoint in PROTOCOLS
     model = exchange.model or (UNKNOWN_MODEL if inference else NO_MODEL)
     metrics.answered(
         Answered(
@@ -273,11 +275,13 @@ def _dresser(front: FrontDoor) -> Callable[[web.Request, web.StreamResponse], Aw
     return dress
 
 
-async def _sign(_: web.Request, response: web.StreamResponse) -> None:
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["Server"] = _SERVER
     exchange = _EXCHANGE.get(None)
     if exchange is not None:
         response.headers[headers.REQUEST_ID] = exchange.request_id
+        if name := dialect_of(request.path, request.headers).id_header:
+            response.headers[name] = exchange.request_id
 
 
 def _json(document: dict[str, Any], *, status: int = 200) -> web.Response:

@@ -14,6 +14,7 @@ from meshd.gateway.event_stream import EventStream
 from meshd.gateway.exchange import Exchange
 from meshd.gateway.intake import Refuse
 from meshd.gateway.openai_error import ApiError
+from meshd.gateway.protocols import CHAT, PROTOCOLS, Protocol
 from meshd.gateway.routes import Target
 from meshd.gateway.tokens import StreamTokens, Tokens, tokens_of
 from meshd.gateway.upstreams import Deadlines
@@ -82,7 +83,8 @@ class Delivery:
         response.headers[headers.NODE] = target.name or target.node
         response.headers.setdefault("Cache-Control", "no-cache")
         await response.prepare(request)
-        events, counted = EventStream(), StreamTokens()
+        protocol = PROTOCOLS.get(request.path, CHAT)
+        events, counted = EventStream(protocol), StreamTokens()
         client_waits = False
         error: ApiError | None = None
         piece = first
@@ -114,7 +116,7 @@ class Delivery:
             error = openai_error.engine_lost(exchange.model)
         finally:
             exchange.tokens = counted.tokens
-        await self._finish(response, events, error)
+        await self._finish(response, protocol, events, error)
         return response
 
     def too_late(self, exchange: Exchange) -> ApiError:
@@ -125,7 +127,11 @@ class Delivery:
         return openai_error.engine_silent(exchange.model)
 
     async def _finish(
-        self, response: web.StreamResponse, events: EventStream, error: ApiError | None
+        self,
+        response: web.StreamResponse,
+        protocol: Protocol,
+        events: EventStream,
+        error: ApiError | None,
     ) -> None:
         try:
             async with asyncio.timeout(self._deadlines.connect):
@@ -134,7 +140,7 @@ class Delivery:
                 else:
                     # After a piece of an overlong event, its end; else we are at an event's end.
                     end = b"" if events.whole else b"\n\n"
-                    await response.write(end + error.event())
+                    await response.write(end + protocol.error_event(error))
                 await response.write_eof()
         except TimeoutError:
             _log.warning("client does not take the end of its stream")
@@ -143,7 +149,7 @@ class Delivery:
 def _ending(events: EventStream, model: str) -> ApiError | None:
     """What a stream that the engine ended itself still lacks: the truth, if it was not done."""
     rest = events.rest()
-    if events.done or events.failed or rest.startswith(b"data: [DONE]"):
+    if events.complete or events.failed:
         return None
     if rest:
         return openai_error.from_upstream(502, rest)

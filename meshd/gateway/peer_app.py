@@ -15,7 +15,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from meshd.gateway import headers
-from meshd.gateway.app import Handler, add_openai, bare_app
+from meshd.gateway.app import Handler, add_inference, bare_app
 from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.peer_door import member_of
 from meshd.gateway.relay import Relay
@@ -43,7 +43,7 @@ def make_peer_app(
         return web.Response(body=b'{"status":"ok"}', content_type="application/json")
 
     app = bare_app(metrics, members_only)
-    add_openai(app, watch, relay, hop=lambda request: headers.HOP in request.headers)
+    add_inference(app, watch, relay, hop=lambda request: headers.HOP in request.headers)
     app.router.add_get("/mesh/health", health)
     app.router.add_get("/mesh/routes", feed.handle)
     app.on_shutdown.append(lambda _: feed.stop())
