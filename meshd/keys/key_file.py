@@ -222,5 +222,12 @@ def entries(path: str, data: bytes) -> Iterator[tuple[str, int, int]]:
     """Name, first line and the line behind the last of each key in a file that is in order."""
     for node in _listed(read_nodes(data)):
         if isinstance(node, Fields):
-            end = node.span.end_line if node.span.end_column == 1 else node.span.end_line + 1
-            yield _key(node, path).name, node.span.line, end
+            yield _key(node, path).name, node.span.line, _last_line(node) + 1
+
+
+def _last_line(node: Node) -> int:
+    """Of its last word: by YAML, what follows up to the next value belongs to it, comments too."""
+    if isinstance(node, Text):
+        return node.span.end_line - (node.span.end_column == 1)
+    inner = node.items if isinstance(node, Items) else [value for _, value in node.fields]
+    return max([node.span.line, *map(_last_line, inner)])
