@@ -162,3 +162,9 @@ class AsClient:
 
     def count(self, report: TrafficReport) -> None:
         """The nodes that answer count for their clients."""
+
+    def busy(self) -> Mapping[str, int]:
+        return {}
+
+    def drain(self, until_s: float | None) -> None:
+        """A client runs no engines."""

@@ -13,6 +13,8 @@ POST     /v1/trial/keep        ends the trial, the files stay
 POST     /v1/trial/revert      ends the trial, the files before it come back
 GET      /v1/mesh/members      list of `MemberLine`
 POST     /v1/mesh/revoke       {node} -> the node with this id is out; list of `MemberLine`
+POST     /v1/drain             {deadline_s} -> nothing new here, engines stop; `NodeStatus`
+POST     /v1/drain/undo        and serve again; `NodeStatus`
 POST     /traffic              `TrafficReport` of this node's gateway
 =======  ====================  ======================================================
 """
@@ -62,6 +64,13 @@ class NodeNamed:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """:ivar deadline_s: how long answers get that run."""
+
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     error: str
 
@@ -80,6 +89,10 @@ class Brain(Protocol):
     def trial(self) -> tuple[SourceFile, ...] | None: ...
 
     async def end_trial(self, *, keep: bool) -> None: ...
+
+    async def drain(self, deadline_s: float) -> None: ...
+
+    async def undrain(self) -> None: ...
 
     @property
     def mesh(self) -> Mesh: ...
@@ -144,6 +157,15 @@ def application(brain: Brain) -> web.Application:
         brain.mesh.revoke(named.node)
         return _json(brain.mesh.members())
 
+    async def drain(request: web.Request) -> web.Response:
+        asked = msgspec.json.decode(await request.read(), type=DrainAsked)
+        await brain.drain(asked.deadline_s)
+        return _json(brain.status())
+
+    async def undrain(_: web.Request) -> web.Response:
+        await brain.undrain()
+        return _json(brain.status())
+
     async def count(request: web.Request) -> web.Response:
         brain.mesh.count(traffic.decode(await request.read()))
         return web.Response(status=204)
@@ -157,6 +179,8 @@ def application(brain: Brain) -> web.Application:
             web.post("/v1/trial", begin),
             web.get("/v1/mesh/members", members),
             web.post("/v1/mesh/revoke", revoke),
+            web.post("/v1/drain", drain),
+            web.post("/v1/drain/undo", undrain),
             web.post(traffic.PATH, count),
             web.get("/v1/trial", trial),
             web.post("/v1/trial/keep", keep),
@@ -221,6 +245,12 @@ class ControlClient:
 
     async def end_trial(self, *, keep: bool) -> NodeStatus:
         return await self._call("POST", f"/v1/trial/{'keep' if keep else 'revert'}", NodeStatus)
+
+    async def drain(self, deadline_s: float) -> NodeStatus:
+        return await self._call("POST", "/v1/drain", NodeStatus, DrainAsked(deadline_s))
+
+    async def undrain(self) -> NodeStatus:
+        return await self._call("POST", "/v1/drain/undo", NodeStatus)
 
     async def members(self) -> tuple[MemberLine, ...]:
         return await self._call("GET", "/v1/mesh/members", tuple[MemberLine, ...])

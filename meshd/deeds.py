@@ -83,16 +83,29 @@ class Deeds:
             self._deeds[one.model] = _Deed(one, old.since_s if old and same else now_s)
             self._terms[one.model] = max(one.term, self._terms.get(one.model, 0))
 
-    def drained(self) -> frozenset[str]:
-        """Those that are being given up and have nothing left to do."""
+    def drained(self, until_s: float | None = None) -> frozenset[str]:
+        """Those that are being given up and have nothing left to do, or no time to do it.
+
+        :param until_s: monotonic; how long answers get where the whole node is drained.
+        """
         now_s = self._clock()
+
+        def over(deed: _Deed) -> bool:
+            return now_s >= (deed.since_s + _DRAIN_MOST_S if until_s is None else until_s)
+
         return frozenset(
             model
             for model, deed in self._deeds.items()
             if deed.assignment.stage is Stage.DRAINING
             and now_s - deed.since_s >= _DRAIN_LEAST_S
-            and (not self._busy(model) or now_s - deed.since_s >= _DRAIN_MOST_S)
+            and (not self._busy(model) or over(deed))
         )
+
+    def busy(self) -> dict[str, int]:
+        """Requests that this node's engines have, by model, as its gateway last said."""
+        return {
+            model: seen.in_flight for model, seen in self._traffic.items() if seen.in_flight > 0
+        }
 
     def count(self, report: TrafficReport, demand: DemandCounter) -> bool:
         """Add what the gateway saw since its last report to what was asked of this node.

@@ -67,6 +67,12 @@ class MeshByRole:
     def count(self, report: TrafficReport) -> None:
         self._now.count(report)
 
+    def busy(self) -> Mapping[str, int]:
+        return self._now.busy()
+
+    def drain(self, until_s: float | None) -> None:
+        self._now.drain(until_s)
+
     async def close(self) -> None:
         await self._client.close()
         await self._member.close()

@@ -50,6 +50,15 @@ class Mesh(Protocol):
     def count(self, report: TrafficReport) -> None:
         """What this node's gateway had to do."""
 
+    def busy(self) -> Mapping[str, int]:
+        """Requests that this node's engines have, by model, as its gateway last said."""
+
+    def drain(self, until_s: float | None) -> None:
+        """From the next pass on this node gives up what it runs; None: it does not.
+
+        :param until_s: monotonic; so long have its answers.
+        """
+
     async def close(self) -> None: ...
 
 
@@ -84,6 +93,12 @@ class Alone:
         raise alone()
 
     def count(self, report: TrafficReport) -> None:
+        pass
+
+    def busy(self) -> Mapping[str, int]:
+        return {}
+
+    def drain(self, until_s: float | None) -> None:
         pass
 
     async def close(self) -> None:

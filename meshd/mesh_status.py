@@ -94,7 +94,7 @@ def member_lines(
         MemberLine(
             id=member.id,
             name=member.record.name,
-            status=str(member.status),
+            status="draining" if member.record.draining else str(member.status),
             role=member.record.role,
             core=member.record.core,
             me=member.id == view.me,

@@ -52,6 +52,7 @@ class Moving:
     load: tuple[ModelLoad, ...] = ()
     rtt: tuple[RttRecord, ...] = ()
     doctor: DoctorSummary | None = None
+    draining: bool = False
 
 
 def own_record(
@@ -87,6 +88,7 @@ def own_record(
         load=moving.load,
         rtt=moving.rtt,
         doctor=moving.doctor,
+        draining=moving.draining,
     )
 
 

@@ -93,10 +93,12 @@ def propose(
     running: tuple[Running, ...],
     paths: Paths,
     around: Around | None = None,
+    given_up: frozenset[str] = frozenset(),
 ) -> Proposal:
     """One run from what was observed to what has to be done.
 
     :param around: the rest of the mesh; without it the node serves its own configuration.
+    :param given_up: models whose engines are not to run, whatever the plan says.
     """
     node = node_view(config, observation, running)
     mine = None
@@ -111,6 +113,8 @@ def propose(
     for decision in planned.decisions:
         candidate = node.candidate(decision.model)
         if not decision.served or candidate is None or candidate.facts is None:
+            continue
+        if decision.model in given_up:
             continue
         assert observation.engine is not None
         if instance_name(decision.model) in {spec.name for spec in specs}:

@@ -18,6 +18,8 @@ class ModelState(StrEnum):
     LOADING = "loading"
     FAILED = "failed"
     WAITING = "waiting"
+    DRAINED = "drained"
+    """The only nodes that could serve it are being drained: there is nothing to wait for."""
 
 
 @dataclass(frozen=True, slots=True)

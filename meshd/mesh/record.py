@@ -120,6 +120,7 @@ class Assignment:
     :ivar term: the node's own counter of claims to this model.
     :ivar progress: of loading, 0 to 1, in steps of a tenth.
     :ivar settled: it has run for the minimum dwell and may be given up.
+    :ivar load_s: while it loads: how long that takes by what the node measured, 0 when unknown.
     """
 
     model: str
@@ -132,6 +133,7 @@ class Assignment:
     progress: float = 0.0
     settled: bool = False
     detail: str = ""
+    load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ class NodeRecord:
         same port over UDP. Most likely to be reachable first.
     :ivar core: it relays for others. :ivar may_core: it is allowed to, and can be dialled.
     :ivar session: made anew at every start: two nodes with one identity are told apart by it.
+    :ivar draining: it is about to be switched off: nothing new is placed there, and what runs there
+        moves to others.
     """
 
     id: str
@@ -212,6 +216,7 @@ class NodeRecord:
     load: tuple[ModelLoad, ...] = ()
     rtt: tuple[RttRecord, ...] = ()
     doctor: DoctorSummary | None = None
+    draining: bool = False
 
     def offer(self, model: str) -> Offer | None:
         return next((offer for offer in self.offers if offer.model == model), None)

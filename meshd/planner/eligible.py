@@ -24,6 +24,8 @@ _ORDER_UNKNOWN = len(_ORDER)
 _RTT_UNKNOWN = 99
 _SPEED_STEP = math.log(1.5)
 
+_DRAINED = "it is being drained"
+
 _STANDBY = 1 << 12
 _STRATEGY = 1 << 9
 _SPEED = 1 << 1
@@ -119,7 +121,7 @@ def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
             excluded.setdefault(Code.OTHER_CONTENT, []).append((node, text))
             continue
         here, one = assigned.get(node), mesh.known[node]
-        if here is None and one.alive:
+        if here is None and one.alive and not one.member.record.draining:
             nodes.append(node)
         elif (passing := _passing(one, here)) is not None:
             excluded.setdefault(passing[0], []).append((node, passing[1]))
@@ -158,6 +160,8 @@ def misplaced(asked: Wanted, one: Known, running: Assignment, fingerprint: str) 
         return f"the configuration names other nodes: {', '.join(sorted(asked.nodes))}"
     if fingerprint and running.fingerprint and running.fingerprint != fingerprint:
         return f"it has other content of that name ({_short(running.fingerprint)})"
+    if one.member.record.draining:
+        return _DRAINED
     return ""
 
 
@@ -190,6 +194,8 @@ _CODES = frozenset(Code)
 
 def _passing(one: Known, here: Assignment | None) -> tuple[Code, str] | None:
     """What passes: for now it may not take a new replica."""
+    if one.member.record.draining:
+        return Code.DRAINED_NODE, _DRAINED
     if here is not None and here.stage is Stage.FAILED:
         return Code.FAILED_HERE, here.detail or "its engine failed"
     if here is not None and here.stage is Stage.DRAINING:

@@ -20,6 +20,7 @@ _NEXT_STEP = {
     Code.OTHER_CONTENT: "put the same file on all nodes",
     Code.SUSPECT: "none: it is decided in a moment whether that node is gone",
     Code.DRAINING_HERE: "none: it is placed again when the node has given it back",
+    Code.DRAINED_NODE: "start another node that has it, or end the drain: meshd drain --undo there",
     Code.NO_ENGINE: "meshd engine install",
 }
 

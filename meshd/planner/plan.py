@@ -40,6 +40,7 @@ class Code(StrEnum):
     SUSPECT = "node-suspect"
     FAILED_HERE = "failed-here"
     DRAINING_HERE = "being-given-back"
+    DRAINED_NODE = "node-is-drained"
     NOT_ASKED_FOR = "nobody-asks-for-it"
     NO_DEMAND = "no-demand"
     SURPLUS = "more-than-wanted"
