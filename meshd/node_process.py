@@ -14,6 +14,7 @@ from meshd.console.server import ConsoleServer
 from meshd.control import ControlServer
 from meshd.doctor.run import summary
 from meshd.errors import UserError
+from meshd.exposure import Exposure
 from meshd.gateway.child import GatewayChild
 from meshd.mesh_by_role import MeshByRole
 from meshd.notify import Notifier
@@ -41,8 +42,9 @@ class _Gateway(Protocol):
 class _Doors:
     """Where people look in: the console, the control socket and the gateway."""
 
-    def __init__(self, paths: Paths, *, gateway: _Gateway) -> None:
+    def __init__(self, paths: Paths, exposure: Exposure, *, gateway: _Gateway) -> None:
         self._paths = paths
+        self._exposure = exposure
         self._gateway = gateway
         self._console: ConsoleServer | None = None
         self._control: ControlServer | None = None
@@ -56,14 +58,21 @@ class _Doors:
         await self._control.start()
 
     async def follow(self, loaded: Loaded, peers: tuple[str, ...]) -> None:
-        """Listen where the configuration says; nothing else restarts for it."""
+        """Listen where the configuration says; nothing else restarts for it.
+
+        :raises UserError: one of them cannot, or may not.
+        """
         config = loaded.config
         assert self._console is not None
         try:
-            await self._console.listen(config.console.listen if config.console.enabled else "")
+            await self._console.listen(
+                config.console.listen if config.console.enabled else "", config.gateway.hosts
+            )
         finally:
             # A console that cannot listen must not keep the gateway from it.
-            await self._gateway.listen(config.gateway.listen, peers)
+            await self._gateway.listen(await self._exposure.listen(config), peers)
+        if why := await self._exposure.closed(config):
+            raise UserError(why)
 
     async def close(self) -> None:
         if self._control:
@@ -83,7 +92,8 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     applier, gateway, restarting = _hands(paths, systemd=systemd)
     woken: list[Callable[[], None]] = []
     mesh = MeshByRole(paths, lambda: _each(woken), restarting, lambda: summary(paths))
-    doors = _Doors(paths, gateway=gateway)
+    exposure = Exposure(paths)
+    doors = _Doors(paths, exposure, gateway=gateway)
     supervisor = Supervisor(
         paths,
         applier=applier,
@@ -92,6 +102,7 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         notifier=Notifier(),
         serve=doors.follow,
         ready=doors.open,
+        listen=exposure.listen,
         mesh=mesh,
     )
     woken.append(supervisor.wake)

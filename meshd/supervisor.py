@@ -18,7 +18,7 @@ import structlog
 from meshd import pipeline, said
 from meshd.carry_out import CarryOut, KeepsRunning
 from meshd.config.load import Loaded, SourceFile
-from meshd.config.settings import Role
+from meshd.config.settings import Config, Role
 from meshd.errors import UserError
 from meshd.health import HealthMonitor, Watched
 from meshd.in_force import ConfigInForce, Sources
@@ -45,6 +45,10 @@ class Observer(Protocol):
     async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation: ...
 
 
+async def _as_configured(config: Config) -> tuple[str, ...]:
+    return config.gateway.listen
+
+
 class Memory(Sources, Outlets, KeepsRunning, Protocol):
     """The port to what is kept on disk between passes and between lives."""
 
@@ -55,6 +59,7 @@ class Supervisor:
     :param serve: called in each pass with where other nodes reach this one, so that console and
         gateway listen where the config says.
     :param ready: called once, after the first finished pass and before READY=1.
+    :param listen: where the gateway may listen now; as the config says without it.
     :param mesh: the other nodes.
     :param clock: monotonic seconds.
     """
@@ -69,6 +74,7 @@ class Supervisor:
         notifier: Notifier,
         serve: Callable[[Loaded, tuple[str, ...]], Awaitable[None]],
         ready: Callable[[], Awaitable[None]],
+        listen: Callable[[Config], Awaitable[tuple[str, ...]]] | None = None,
         mesh: Mesh | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,6 +85,7 @@ class Supervisor:
         self._notifier = notifier
         self._serve = serve
         self._ready = ready
+        self._listen = listen or _as_configured
         self._mesh = mesh or Alone()
         self._clock = clock
         self._wake = asyncio.Event()
@@ -242,7 +249,7 @@ class Supervisor:
             self._publish(loaded, self._proposal)
             return
         peers = self._peer_door(loaded)
-        doors = loaded.config.gateway.listen, peers
+        doors = await self._listen(loaded.config), peers
         proposal = await self._carry_out(proposal, doors)
         self._proposal = proposal
         self._running = proposal.running

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 from aiohttp import web
 
 from meshd.console.page import PAGE
 from meshd.errors import UserError
+from meshd.host_check import HostCheck, machine_names
 from meshd.status import NodeStatus
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ConsoleServer:
@@ -18,13 +22,22 @@ class ConsoleServer:
     def __init__(self, status: Callable[[], NodeStatus]) -> None:
         self._status = status
         self._listen = ""
+        self._hosts: frozenset[str] | None = None
+        self._check = HostCheck(())
         self._runner: web.AppRunner | None = None
 
-    async def listen(self, address: str) -> None:
+    async def listen(self, address: str, hosts: Iterable[str] = ()) -> None:
         """Move to `address` (``host:port``), or stop for "".
+
+        :param hosts: names of this machine beside its own, see `meshd.host_check`.
 
         :raises UserError: when the address cannot be bound; the server is then off.
         """
+        names = frozenset(hosts)
+        if names != self._hosts:
+            self._hosts = names
+            own = await asyncio.to_thread(machine_names)
+            self._check = HostCheck(own | names)
         if address == self._listen:
             return
         await self.close()
@@ -62,7 +75,16 @@ class ConsoleServer:
         async def alive(_: web.Request) -> web.Response:
             return web.Response(text="ok\n")
 
-        app = web.Application()
+        @web.middleware
+        async def known_host(request: web.Request, handler: Handler) -> web.StreamResponse:
+            # Read only as it is, it tells of a house; a page elsewhere must not read it.
+            host = request.headers.get("Host", "")
+            if self._check.fits(host):
+                return await handler(request)
+            words = f"{host[:200]!r} is none of this machine's names (gateway.hosts in mesh.yaml)"
+            return web.json_response({"error": words}, status=421)
+
+        app = web.Application(middlewares=[known_host])
         app.add_routes(
             [web.get("/", page), web.get("/api/status", status), web.get("/healthz", alive)]
         )
