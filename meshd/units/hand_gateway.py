@@ -55,7 +55,8 @@ async def move_gateway(
         if why := refusal(wanted, what):
             errors.append(why)
         elif strangers := set(wanted) - rooted:
-            errors.append(f"{what}: /etc/mesh says nothing of {', '.join(sorted(strangers))}")
+            needs = ", or has no API keys, which it needs then" if unit == UNIT else ""
+            errors.append(f"{what}: /etc/mesh says nothing of {', '.join(sorted(strangers))}{needs}")
         else:
             errors += await _move(wanted, unit, what, units, systemd)
     return tuple(errors)

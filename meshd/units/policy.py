@@ -16,7 +16,9 @@ import msgspec
 from meshd.config.load import parse_layers, read_files
 from meshd.config.settings import Config
 from meshd.errors import UserError
+from meshd.exposure import narrowed
 from meshd.files import write_atomically
+from meshd.keys.key_folder import read_keys
 from meshd.paths import Paths, shipped
 from meshd.units.allow import Policy, Seen, named
 from meshd.units.spec import EngineSpec
@@ -43,6 +45,8 @@ def load_policy(
 ) -> tuple[Policy, tuple[str, ...]]:
     """What the configuration allows, and warnings.
 
+    Addresses for other machines only while there are API keys.
+
     While the configuration is bad, the brain runs the last good one; then the last good policy
     counts too.
 
@@ -61,7 +65,14 @@ def load_policy(
     programs = (*_SYSTEM_PROGRAM_DIRS, *_engine_dirs(paths))
     model_dirs = (*allowed.model_dirs, *tried.model_dirs)
     sources = (*allowed.sources, *tried.sources)
-    listen = frozenset((*allowed.listen, *tried.listen))
+    keyed = read_keys(paths.keys).configured
+    listen = frozenset(
+        address
+        for wanted in (allowed.listen, tried.listen)
+        # What the brain asks for before and after the first key, whenever it heard of it.
+        for known in {False, keyed}
+        for address in narrowed(wanted, keyed=known)
+    )
     peers = frozenset((*allowed.peers, *tried.peers))
     return Policy(paths, programs, model_dirs, sources, listen, peers), warnings
 
