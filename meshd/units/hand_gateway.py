@@ -56,7 +56,9 @@ async def move_gateway(
             errors.append(why)
         elif strangers := set(wanted) - rooted:
             needs = ", or has no API keys, which it needs then" if unit == UNIT else ""
-            errors.append(f"{what}: /etc/mesh says nothing of {', '.join(sorted(strangers))}{needs}")
+            errors.append(
+                f"{what}: /etc/mesh says nothing of {', '.join(sorted(strangers))}{needs}"
+            )
         else:
             errors += await _move(wanted, unit, what, units, systemd)
     return tuple(errors)
