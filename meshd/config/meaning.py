@@ -168,13 +168,16 @@ def _listening(config: Config, book: _Book) -> None:
         else:
             taken.append((f"{path[0]}.listen {text}", address))
         if not address.loopback and path[0] != "mesh":
-            _exposed(path, text, book)
+            _exposed(path, text, bool(config.gateway.tls.certificate), book)
 
 
-def _exposed(path: Path, text: str, book: _Book) -> None:
+def _exposed(path: Path, text: str, secure: bool, book: _Book) -> None:
     if path[0] == "gateway":
         message = f"{text} stays closed to other machines until there is an API key"
-        book.say(path, message, "meshd keys add NAME", severity=Severity.NOTE)
+        if not secure:
+            message += ", which without gateway.tls can be read on the way, like prompts"
+        severity = Severity.NOTE if secure else Severity.WARNING
+        book.say(path, message, "meshd keys add NAME", severity)
     else:
         message = f"{text} can be reached from other machines, and asks for no password"
         book.say(path, message, severity=Severity.WARNING)
