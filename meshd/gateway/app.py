@@ -103,7 +103,7 @@ def add_inference(
         exchange.hop = hop(request)
         with exchange.pass_.running():
             try:
-                return await relay.handle(request, request.path, exchange)
+                return await relay.handle(request, PROTOCOLS[request.path], exchange)
             finally:
                 exchange.pass_.charge(exchange.tokens.prompt + exchange.tokens.completion)
 

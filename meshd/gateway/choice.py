@@ -157,7 +157,12 @@ def choose(
     def sent(target: Target) -> int:
         return in_flight.get(place(route.model, target), 0)
 
-    with_room = [target for target in reachable if sent(target) < limit]
+    def room_of(target: Target) -> int:
+        # One more than it has slots for, so that none is idle between two requests. The others
+        # wait here, where it is fair: the engine's own queue is not.
+        return min(limit, max(1, target.slots) + 1) if target.socket else limit
+
+    with_room = [target for target in reachable if sent(target) < room_of(target)]
     if not with_room:
         return Refused(Refusal.FULL, route)
     candidates = [target for target in with_room if not target.suspect] or with_room

@@ -2,155 +2,150 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-
-import structlog
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
+from meshd.gateway.engine_call import EngineFailed, broken
 from meshd.gateway.engine_http.answer import Answer, AnswerBroken
 from meshd.gateway.event_stream import EventStream
-from meshd.gateway.exchange import Exchange
 from meshd.gateway.intake import Refuse
+from meshd.gateway.job import Job
 from meshd.gateway.openai_error import ApiError
-from meshd.gateway.protocols import CHAT, PROTOCOLS, Protocol
-from meshd.gateway.routes import Target
-from meshd.gateway.tokens import StreamTokens, Tokens, tokens_of
+from meshd.gateway.splice import BrokenSpliceError
+from meshd.gateway.tokens import Timings, Tokens, timings_of, tokens_of
 from meshd.gateway.upstreams import Deadlines
-from meshd.gateway.waits import Waits
+from meshd.gateway.waits import Wait, Waits
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 
-_log = structlog.get_logger("meshd.gateway")
+
+class StreamBroken(Exception):  # noqa: N818 -- an outcome that the relay expects
+    """The engine is not to be had any more, and the client has a part of its answer.
+
+    :ivar kind: for the metric: died_mid_stream, silent, unfinished, moved or diverged.
+    :ivar lost: the engine is gone: it may be the request that killed it.
+    :ivar said: what the engine said at last, "" for nothing that can be told.
+    :ivar whole: the client stands at an event's end.
+    """
+
+    def __init__(
+        self, kind: str, *, lost: bool = False, said: ApiError | None = None, whole: bool = True
+    ) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.lost = lost
+        self.said = said
+        self.whole = whole
 
 
 class Delivery:
-    """From the answer's head on, there is no other engine to try."""
+    """Whole answers and streams."""
 
-    def __init__(
-        self,
-        deadlines: Deadlines,
-        waits: Waits,
-        failed: Callable[[Exchange, str], None],
-        suspect: Callable[[Target], None],
-    ) -> None:
-        """:param failed: notes how an engine failed a request."""
+    def __init__(self, deadlines: Deadlines, waits: Waits) -> None:
         self._deadlines = deadlines
         self._waits = waits
-        self._failed = failed
-        self._suspect = suspect
 
-    async def whole(self, target: Target, answer: Answer, exchange: Exchange) -> web.Response:
-        """An answer that is sent when it is complete, so that a broken one can be an error."""
-        pieces: list[bytes] = []
-        size_bytes = 0
-        try:
-            async with self._waits.within(self._deadlines.idle) as wait:
-                while piece := await answer.piece():
-                    size_bytes += len(piece)
-                    if size_bytes > MAX_ANSWER_BYTES:
-                        self._failed(exchange, "too_large")
-                        raise Refuse(openai_error.engine_lost(exchange.model, "answered too much"))
-                    pieces.append(piece)
-                    self._waits.extend(wait, self._deadlines.idle)
-        except TimeoutError:
-            raise Refuse(self.too_late(exchange)) from None
-        except AnswerBroken:
-            self._failed(exchange, "died")
-            self._suspect(target)
-            raise Refuse(openai_error.engine_lost(exchange.model)) from None
-        text = b"".join(pieces)
+    async def whole(
+        self, job: Job, answer: Answer, wait: Wait
+    ) -> tuple[web.Response, Timings | None]:
+        """An answer that is sent when it is complete, so that a broken one can be made anew.
+
+        :raises EngineFailed: it broke.
+        :raises Refuse: it is an error, or too large.
+        """
+        text = await self.body(answer, wait)
+        if text is None:
+            job.exchange.failure = "too_large"
+            raise Refuse(openai_error.engine_lost(job.exchange.model, "answered too much"))
         if answer.status >= 400:
             raise Refuse(openai_error.from_upstream(answer.status, text))
-        exchange.tokens = tokens_of(text) or Tokens()
+        job.exchange.tokens = tokens_of(text) or Tokens()
         response = web.Response(
             status=answer.status, body=text, headers=headers.to_client(answer.headers)
         )
-        response.headers[headers.NODE] = target.name or target.node
-        return response
+        response.headers.update(job.signs)
+        return response, timings_of(text)
 
-    async def stream(
-        self,
-        request: web.Request,
-        target: Target,
-        answer: Answer,
-        first: bytes,
-        exchange: Exchange,
-    ) -> web.StreamResponse:
-        """Events, each as soon as it is whole. :param first: what of the body is here already."""
-        response = web.StreamResponse(headers=headers.to_client(answer.headers))
-        response.headers[headers.NODE] = target.name or target.node
-        response.headers.setdefault("Cache-Control", "no-cache")
-        await response.prepare(request)
-        protocol = PROTOCOLS.get(request.path, CHAT)
-        events, counted = EventStream(protocol), StreamTokens()
-        client_waits = False
-        error: ApiError | None = None
-        piece = first
+    async def body(self, answer: Answer, wait: Wait) -> bytes | None:
+        """All of it, None when it is too large.
+
+        :raises EngineFailed: it broke.
+        """
+        pieces: list[bytes] = []
+        size_bytes = 0
         try:
-            async with self._waits.within(self._deadlines.idle) as wait:
-                while piece:
-                    if ready := events.feed(piece):
-                        counted.feed(ready)
-                        client_waits = True
-                        await response.write(ready)
-                        client_waits = False
-                        if counted.begun:
-                            exchange.first_token()
-                    self._waits.extend(wait, self._deadlines.idle)
-                    piece = await answer.piece()
-            error = _ending(events, exchange.model)
-            if error:
-                self._failed(exchange, "unfinished")
-        except TimeoutError:
-            if client_waits and not self._waits.stopping:
-                # Its buffers are full: no error would reach it either.
-                exchange.failure = "client_stalled"
-                request.transport.abort() if request.transport else None
-                return response
-            error = self.too_late(exchange)
-        except AnswerBroken:
-            self._failed(exchange, "died_mid_stream")
-            self._suspect(target)
-            error = openai_error.engine_lost(exchange.model)
+            self._waits.extend(wait, self._deadlines.idle)
+            while piece := await answer.piece():
+                size_bytes += len(piece)
+                if size_bytes > MAX_ANSWER_BYTES:
+                    return None
+                pieces.append(piece)
+                self._waits.extend(wait, self._deadlines.idle)
+        except AnswerBroken as error:
+            raise broken(error) from None
+        return b"".join(pieces)
+
+    async def stream(self, job: Job, answer: Answer, wait: Wait) -> web.StreamResponse:
+        """Events, each as soon as it is whole.
+
+        :raises EngineFailed: it broke before the client had anything but comments.
+        :raises StreamBroken: it broke after that.
+        :raises Refuse: it said that it cannot, before the client had anything.
+        """
+        out, resumption = job.out, job.resumption
+        if not out.prepared:
+            out.headers.update(headers.to_client(answer.headers))
+            out.headers.update(job.signs)
+        events = EventStream(job.protocol)
+        try:
+            while True:
+                self._waits.extend(wait, self._deadlines.idle)
+                piece = await answer.piece()
+                if not piece:
+                    break
+                ready = events.feed(piece)
+                if events.error is not None and self._concerns_us(job, events.error):
+                    raise _broken_off("unfinished", job, events)
+                if resumption is not None and ready:
+                    ready = resumption.through(ready)
+                if not ready:
+                    continue
+                job.counted.feed(ready)
+                await out.events(ready)
+                if out.begun:
+                    if job.exchange.first_token_s is None:
+                        job.exchange.first_token()
+                        job.first_token()
+                    if resumption is not None:
+                        resumption.sent(ready)
+        except AnswerBroken as error:
+            kind = "silent" if error.silent else "died_mid_stream"
+            if not out.begun:
+                raise broken(error) from None
+            raise StreamBroken(kind, lost=not error.silent, whole=events.whole) from None
+        except BrokenSpliceError as error:
+            raise StreamBroken(error.kind, whole=events.whole) from None
         finally:
-            exchange.tokens = counted.tokens
-        await self._finish(response, protocol, events, error)
-        return response
+            job.exchange.tokens = job.counted.tokens
+        if events.complete or events.failed:
+            return await out.end(b"" if events.failed else events.rest())
+        raise _broken_off("unfinished", job, events)
 
-    def too_late(self, exchange: Exchange) -> ApiError:
-        """What to say of a wait that ended."""
-        if self._waits.stopping:
-            return openai_error.stopping()
-        self._failed(exchange, "timeout")
-        return openai_error.engine_silent(exchange.model)
-
-    async def _finish(
-        self,
-        response: web.StreamResponse,
-        protocol: Protocol,
-        events: EventStream,
-        error: ApiError | None,
-    ) -> None:
-        try:
-            async with asyncio.timeout(self._deadlines.connect):
-                if error is None:
-                    await response.write(events.rest())
-                else:
-                    # After a piece of an overlong event, its end; else we are at an event's end.
-                    end = b"" if events.whole else b"\n\n"
-                    await response.write(end + protocol.error_event(error))
-                await response.write_eof()
-        except TimeoutError:
-            _log.warning("client does not take the end of its stream")
+    @staticmethod
+    def _concerns_us(job: Job, error: ApiError) -> bool:
+        """An error that the client need not see: nothing was sent, and another may do better; or
+        another engine was asked to go on.
+        """
+        if job.resumption is not None and job.resumption.count:
+            return True
+        # Engines' errors have no code; other gateways' do.
+        return not job.out.begun and job.remote and error.status >= 500 and bool(error.code)
 
 
-def _ending(events: EventStream, model: str) -> ApiError | None:
-    """What a stream that the engine ended itself still lacks: the truth, if it was not done."""
-    rest = events.rest()
-    if events.complete or events.failed:
-        return None
-    if rest:
-        return openai_error.from_upstream(502, rest)
-    return openai_error.engine_lost(model, "ended its answer too early")
+def _broken_off(kind: str, job: Job, events: EventStream) -> Exception:
+    said = events.error
+    if said is None and (rest := events.rest()):
+        said = openai_error.from_upstream(502, rest)
+    if not job.out.begun:
+        return EngineFailed(kind, lost=not job.remote, answered=job.remote)
+    return StreamBroken(kind, lost=not job.remote, said=said, whole=events.whole)

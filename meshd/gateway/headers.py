@@ -10,6 +10,12 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 REQUEST_ID = "X-Request-Id"
 NODE = "X-Mesh-Node"
+MODEL = "X-Mesh-Model"
+QUALITY = "X-Mesh-Quality"
+RESUMED = "X-Mesh-Resumed"
+"""Whether the answer was made by more than one engine; of a stream a comment says it later."""
+ATTEMPTS = "X-Mesh-Attempts"
+"""How many engines it took until one answered."""
 HOP = "X-Mesh-Hop"
 """On a request that a gateway sends on: it goes no further than to that node's own engines."""
 
@@ -35,9 +41,13 @@ _NOT_TO_CLIENT = frozenset(
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "x-mesh-attempts",
         "x-mesh-hop",
         "x-mesh-lost",
+        "x-mesh-model",
         "x-mesh-node",
+        "x-mesh-quality",
+        "x-mesh-resumed",
         "x-request-id",
     }
 )

@@ -87,6 +87,11 @@ def engine_lost(model: str, how: str = "died while it answered") -> ApiError:
     )
 
 
+def not_resumed(model: str, why: str) -> ApiError:
+    """:param why: another engine could not go on with the stream, to follow "because"."""
+    return engine_lost(model, f"died while it answered, and no other can go on, because {why}")
+
+
 def engine_silent(model: str) -> ApiError:
     return ApiError(
         504,

@@ -1,52 +1,52 @@
-"""Finds an engine for a request, and another one while none has answered."""
+"""The way of a request from the client to an engine and back, and to the next one when it fails."""
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass, field
+import random
+import time
+from contextlib import ExitStack
 
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
-from meshd.gateway.choice import NEEDS, Chosen, Refusal, Refused, choose, find_route, place
-from meshd.gateway.delivery import Delivery
-from meshd.gateway.engine_call import EngineFailed, broken, call
-from meshd.gateway.engine_http.answer import Answer, AnswerBroken
+from meshd.gateway.ask import read, session_of
+from meshd.gateway.attempt import Attempts
+from meshd.gateway.choice import Choice, Chosen, Refusal, Refused, place
+from meshd.gateway.choosing import Choosing
+from meshd.gateway.client_limit import client_limit_s
+from meshd.gateway.client_stream import ClientStream
+from meshd.gateway.continuation import CannotResume, Finished
+from meshd.gateway.delivery import StreamBroken
+from meshd.gateway.engine_call import EngineFailed
 from meshd.gateway.exchange import Exchange, HeldBody
 from meshd.gateway.intake import Intake, Refuse
-from meshd.gateway.metrics import GatewayMetrics
+from meshd.gateway.job import Job
+from meshd.gateway.metrics import GatewayMetrics, Resumption
 from meshd.gateway.news import News
 from meshd.gateway.openai_error import ApiError
-from meshd.gateway.request_body import BadBodyError, model_of, with_model
-from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.gateway.protocols import Protocol
+from meshd.gateway.request_body import BadBodyError, with_model
+from meshd.gateway.routes import RoutingTable
 from meshd.gateway.table_watch import TableWatch
+from meshd.gateway.telemetry import OFF, Stage
 from meshd.gateway.traffic_count import TrafficCount
+from meshd.gateway.turns import Turns
 from meshd.gateway.upstreams import Deadlines, Upstreams
-from meshd.gateway.waits import Wait, Waits
+from meshd.gateway.waiting_room import WaitingRoom
+from meshd.gateway.waits import Waits
 
 # A request that kills engines must not go through all replicas.
 _MAX_ENGINES_LOST = 2
 # While the mesh changes under it a request may meet a few targets that are gone already.
 _MAX_ATTEMPTS = 6
-
-
-@dataclass(slots=True)
-class _Tries:
-    """What one request has seen.
-
-    :ivar failed: keys and places not to be tried again before there is news of them.
-    :ivar lost: those that died with it, not to be tried again at all.
-    :ivar patient_until: by the loop's clock, once it waits for news.
-    """
-
-    failed: set[str] = field(default_factory=set)
-    lost: set[str] = field(default_factory=set)
-    count: int = 0
-    patient_until: float | None = None
+# For another engine that goes on with a stream; its client has seen nothing new since.
+_RESUME_WAIT_S = 15.0
+# Whoever sent a request on knows other nodes.
+_HOP_WAIT_S = 10.0
 
 
 class Relay:
-    """The way of a request from the client to an engine and back."""
+    """Its parts: who is asked (`Choosing`), waiting (`Turns`), and asking (`Attempts`)."""
 
     def __init__(
         self,
@@ -58,7 +58,11 @@ class Relay:
         traffic: TrafficCount | None = None,
     ) -> None:
         """:param news: of a new table, and of targets that answer again."""
-        self._watch = watch
+
+        def table() -> RoutingTable | None:
+            return watch.table
+
+        self._table = table
         self._upstreams = upstreams
         self._metrics = metrics
         self._deadlines = deadlines
@@ -66,218 +70,245 @@ class Relay:
         self._traffic = traffic or TrafficCount()
         self._intake = Intake(deadlines.client_body)
         self._waits = Waits()
-        self._delivery = Delivery(deadlines, self._waits, self._note, upstreams.suspicion.suspect)
+        self._attempts = Attempts(table, upstreams, deadlines, self._waits)
+        self._choosing = Choosing(table, upstreams, self._attempts.speeds)
+        self._turns = Turns(
+            table, self._choosing, metrics, self._traffic, self._news, deadlines.news
+        )
+
+    @property
+    def room(self) -> WaitingRoom:
+        """Where requests wait for their model."""
+        return self._turns.room
 
     def stop(self) -> None:
         """End all running answers now, each with an error that says so."""
         self._waits.stop()
+        self.room.stop()
 
-    def table_changed(self) -> None:
+    def table_changed(self, table: RoutingTable) -> None:
         """Let those wait no longer who wait for a target that is not to answer any more."""
+        self.room.limit = table.front.queue
         self._waits.reconsider()
+        self.room.news()
+
+    def answers_again(self) -> None:
+        """A target that was passed over may be tried again."""
+        self.room.news()
 
     async def handle(
-        self, request: web.Request, path: str, exchange: Exchange
+        self,
+        request: web.Request,
+        protocol: Protocol,
+        exchange: Exchange,
+        trace: Stage = OFF,
+        member: str = "",
     ) -> web.StreamResponse:
         """Answer one inference request.
 
-        :param path: of the engine's endpoint.
+        :param member: id of the node whose gateway sent it on.
         :raises Refuse: with the error to answer; nothing has been sent then.
         """
-        table = self._watch.table
+        table = self._table()
         if table is None:
             raise Refuse(openai_error.no_table())
         body = HeldBody(await self._intake.read(request, table.max_body_bytes), self._intake)
+        job: Job | None = None
         try:
-            return await self._route(request, path, table, body, exchange)
+            job = self._job(request, protocol, table, body, exchange, trace, member)
+            return await self._serve(job)
         except BadBodyError as error:
             raise Refuse(ApiError(400, error.message, param=error.param, code=error.code)) from None
+        except Refuse as refusal:
+            if job is None or not job.out.prepared:
+                raise
+            if exchange.hop and job.out.begun:
+                return await job.out.end()  # whoever sent it on goes on with it elsewhere
+            return await job.out.fail(refusal.error, whole=job.whole)
         finally:
             body.give_back()
+            if job is not None:
+                self._attempts.forget(job)
+                if job.waiter is not None:
+                    job.waiter.leave()
             self._traffic.answered(exchange)
 
-    async def _route(
+    def _job(
         self,
         request: web.Request,
-        path: str,
+        protocol: Protocol,
         table: RoutingTable,
         body: HeldBody,
         exchange: Exchange,
-    ) -> web.StreamResponse:
-        model = model_of(body.data)
-        if not exchange.hop:
-            route = find_route(table, model)
-            self._traffic.asked(route.model if route else model, known=route is not None)
-        tries = _Tries()
-        while True:
-            seen = self._news.count
-            choice = choose(
-                table,
-                model,
-                self._upstreams.in_flight,
-                self._upstreams.suspects | tries.failed | tries.lost,
-                needs=NEEDS.get(path, frozenset()),
-                here_only=exchange.hop,
-            )
-            if isinstance(choice, Refused) and table.client and not tries.count:
-                choice = self._member(choice, table) or choice
-            if isinstance(choice, Refused) or tries.count >= _MAX_ATTEMPTS:
-                route = choice.route
-                exchange.model = route.model if route else ""
-                hopes = isinstance(choice, Refused) and _may_change(choice, tries, exchange)
-                if hopes and await self._changed(seen, tries):
-                    tries.failed.clear()
-                    table = self._watch.table or table
-                    continue
-                raise self._refusal(choice, model, table, exchange, tries)
-            exchange.model = choice.route.model
-            if exchange.model and model != exchange.model:
-                model = exchange.model
-                body.data = with_model(body.data, model)
-            tries.count += 1
-            try:
-                return await self._attempt(request, path, choice, body, exchange, table)
-            except EngineFailed as failed:
-                self._failed(exchange, choice, failed, tries)
-                if len(tries.lost) >= _MAX_ENGINES_LOST:
-                    raise Refuse(openai_error.engine_lost(model)) from None
-            table = self._watch.table or table
-
-    async def _attempt(
-        self,
-        request: web.Request,
-        path: str,
-        choice: Chosen,
-        body: HeldBody,
-        exchange: Exchange,
-        table: RoutingTable,
-    ) -> web.StreamResponse:
-        target, model = choice.target, exchange.model
-        remote = not target.socket
-        head = headers.to_engine(
-            request.headers, exchange.request_id, hop=remote and not table.client
+        trace: Stage,
+        member: str,
+    ) -> Job:
+        ask = read(protocol.path, body.data, session_of(request.headers))
+        limit_s = min(table.front.wait_s, client_limit_s(request.headers))
+        if exchange.hop:
+            limit_s = min(limit_s, _HOP_WAIT_S)
+        return Job(
+            request=request,
+            protocol=protocol,
+            ask=ask,
+            body=body,
+            exchange=exchange,
+            out=ClientStream(request, protocol, exchange.request_id, self._deadlines.connect),
+            named=ask.model,
+            draw=random.getrandbits(64),
+            until_s=self.room.now_s() + limit_s,
+            seen=self._news.count,
+            trace=trace,
+            member=member,
         )
-        in_flight = self._metrics.running(model, here=not remote)
-        with self._upstreams.request(model, target) as door, in_flight.track_inprogress():
 
-            def hopeless() -> bool:
-                return remote and self._has_moved(model, target)
-
-            answer: Answer | None = None
-            try:
-                try:
-                    async with self._waits.within(self._deadlines.answer, hopeless) as wait:
-                        answer = await call(door, path, body.data, head)
-                        first = await self._first(answer, wait) if _streams(answer) else b""
-                        wait.hoped()
-                except TimeoutError:
-                    if wait.given_up:
-                        raise EngineFailed("moved", lost=False) from None
-                    raise Refuse(self._delivery.too_late(exchange)) from None
-                body.give_back()  # there is no retry from here on
-                exchange.here = not remote
-                if _streams(answer):
-                    return await self._delivery.stream(request, target, answer, first, exchange)
-                return await self._delivery.whole(target, answer, exchange)
-            finally:
+    async def _serve(self, job: Job) -> web.StreamResponse:
+        choice = self._choosing.pick(job)
+        self._asked(job, choice)
+        while True:
+            if isinstance(choice, Chosen) and not self._turns.others_first(job, choice):
+                answer = await self._try(job, choice)
                 if answer is not None:
-                    answer.close()
+                    return answer
+            else:
+                await self._turns.wait(job, choice)
+            if job.attempts >= _MAX_ATTEMPTS:
+                raise self._turns.refusal(job, Refused(Refusal.UNREACHABLE, choice.route))
+            choice = self._choosing.pick(job)
 
-    def _member(self, choice: Refused, table: RoutingTable) -> Chosen | None:
-        """For a client of the mesh a member has the last word, and counts who found nothing."""
-        if choice.reason not in (Refusal.UNKNOWN, Refusal.NOT_READY):
-            return None
-        for peer in table.peers:
-            target = Target(peer.node, "", True, 1, address=peer.address)
-            if target.key not in self._upstreams.suspects:
-                # An unknown name is nobody's: no metric gets a label of it.
-                return Chosen(choice.route or Route("", ModelState.WAITING), target)
-        return None
+    def _asked(self, job: Job, choice: Choice) -> None:
+        """Count it where it enters the mesh."""
+        route = choice.route
+        if route is not None and route.model:
+            job.exchange.model = route.model
+        if job.exchange.hop:
+            return
+        if route is not None and route.model:
+            self._traffic.asked(route.model, known=True)
+        elif isinstance(choice, Chosen) or choice.reason is Refusal.UNKNOWN:
+            self._traffic.asked(job.ask.model, known=False)
 
-    async def _first(self, answer: Answer, wait: Wait) -> bytes:
-        """The first piece of a stream. Until it came, the client has got nothing.
+    async def _try(self, job: Job, choice: Chosen) -> web.StreamResponse | None:
+        """:returns: None when another target, or the same one anew, is to be tried.
 
-        :raises EngineFailed: it does not come.
+        :raises Refuse: there is nothing more to try.
         """
-        self._waits.extend(wait, self._deadlines.idle)
+        target, model = choice.target, choice.route.model
+        took_s: float | None = None
+        began_s = time.monotonic()
         try:
-            piece = await answer.piece()
-        except AnswerBroken as error:
-            raise broken(error) from None
-        if not piece:
-            raise EngineFailed("reset", lost=True)
-        return piece
+            with ExitStack() as stack:
+                door = stack.enter_context(self._upstreams.request(model, target))
+                # Counted by now: the next in the line may look for another place.
+                if job.waiter is not None:
+                    job.waiter.took()
+                stack.enter_context(
+                    self._metrics.running(model, here=bool(target.socket)).track_inprogress()
+                )
+                job.attempts += 1
+                stage = stack.enter_context(
+                    job.trace.stage(
+                        "engine",
+                        node=target.node,
+                        model=model,
+                        attempt=job.attempts,
+                        resumed=job.out.begun,
+                    )
+                )
+                job.exchange.model = model
+                job.signs = self._signs(job, choice)
+                answer = await self._attempts.run(job, choice, door, self._body(job, model), stage)
+            took_s = time.monotonic() - began_s
+            if job.resumption is not None and job.resumption.count:
+                self._metrics.resumed(Resumption.RESUMED)
+            return answer
+        except EngineFailed as failed:
+            self._failed(job, choice, failed)
+            return None
+        except StreamBroken as broken:
+            return await self._go_on(job, choice, broken)
+        finally:
+            self.room.freed(model, took_s)
 
-    def _has_moved(self, model: str, target: Target) -> bool:
-        """Whether the newest table says that this target will not answer, or others better."""
-        table = self._watch.table
-        route = find_route(table, model) if table else None
-        if table is None:
-            return False
-        targets = route.targets if route else ()
-        listed = next((one for one in targets if one.key == target.key), None)
-        if listed is not None and not listed.suspect:
-            return False
-        if listed is None and all(peer.node != target.node for peer in table.peers):
-            return True  # its node is gone
-        # It may yet answer: missed just now, or about to unload when it is done.
-        others = self._upstreams.suspects | {target.key, place(model, target)}
-        choice = choose(table, model, self._upstreams.in_flight, others)
-        return isinstance(choice, Chosen) and not choice.target.suspect
+    @staticmethod
+    def _signs(job: Job, choice: Chosen) -> dict[str, str]:
+        target, route = choice.target, choice.route
+        return {
+            headers.NODE: target.name or target.node,
+            headers.MODEL: route.model,
+            headers.QUALITY: route.quality,
+            headers.RESUMED: "no",
+            headers.ATTEMPTS: str(job.attempts),
+        }
 
-    def _failed(
-        self, exchange: Exchange, choice: Chosen, failed: EngineFailed, tries: _Tries
-    ) -> None:
-        self._note(exchange, failed.kind)
-        where = place(choice.route.model, choice.target)
+    @staticmethod
+    def _body(job: Job, model: str) -> bytes:
+        if job.resumption is not None and job.out.begun and job.resumption.body is not None:
+            return job.resumption.body
+        if model and job.named != model:
+            job.body.data = with_model(job.body.data, model)
+            job.named = model
+        return job.body.data
+
+    def _failed(self, job: Job, choice: Chosen, failed: EngineFailed) -> None:
+        """:raises Refuse: it has cost enough engines."""
+        model = choice.route.model
+        self._note(job, failed.kind)
+        where = place(model, choice.target)
+        if failed.kind == "too_long":
+            return  # the target is well, and `exact_tokens` says who else is asked
         if failed.answered:
             self._upstreams.suspicion.lacks(where)
         elif failed.kind != "moved":
             self._upstreams.suspicion.suspect(choice.target)
-        (tries.lost if failed.lost else tries.failed).add(where)
+        (job.lost if failed.lost else job.failed).add(where)
+        if len(job.lost) >= _MAX_ENGINES_LOST:
+            raise Refuse(openai_error.engine_lost(model), lost=True)
 
-    async def _changed(self, seen: int, tries: _Tries) -> bool:
-        """Whether there was news within the patience that one request has in all."""
-        now = asyncio.get_running_loop().time()
-        if tries.patient_until is None:
-            tries.patient_until = now + self._deadlines.news
-        try:
-            async with self._waits.within(max(0.0, tries.patient_until - now)):
-                await self._news.after(seen)
-        except TimeoutError:
-            return False
-        return True
+    async def _go_on(
+        self, job: Job, choice: Chosen, broken: StreamBroken
+    ) -> web.StreamResponse | None:
+        """After an engine was lost in the middle of a stream.
 
-    def _refusal(
-        self,
-        choice: Chosen | Refused,
-        model: str,
-        table: RoutingTable,
-        exchange: Exchange,
-        tries: _Tries,
-    ) -> Refuse:
-        if isinstance(choice, Chosen):
-            choice = Refused(Refusal.UNREACHABLE, choice.route)
-        if exchange.hop and choice.reason is not Refusal.INCAPABLE:
-            return Refuse(openai_error.moved(model), lost=bool(tries.lost))
-        if choice.reason is not Refusal.INCAPABLE and not exchange.hop:
-            route = choice.route
-            self._traffic.missed(route.model if route else model, known=route is not None)
-        return Refuse(openai_error.refused(choice, model, table))
+        :returns: None when another one is to go on with it.
+        :raises Refuse: none can.
+        """
+        model, where = choice.route.model, place(choice.route.model, choice.target)
+        self._note(job, broken.kind)
+        job.whole = broken.whole
+        if broken.kind in ("died_mid_stream", "silent"):
+            self._upstreams.suspicion.suspect(choice.target)
+        elif broken.kind == "unfinished" and job.remote:
+            self._upstreams.suspicion.lacks(where)
+        if broken.kind != "diverged":
+            (job.lost if broken.lost else job.failed).add(where)
+        error = broken.said or openai_error.engine_lost(model)
+        resumption = job.resumption
+        if job.exchange.hop:
+            return await job.out.end()  # whoever sent it on goes on with it elsewhere
+        if resumption is None or not broken.whole or broken.kind == "not_resumed":
+            self._metrics.resumed(
+                Resumption.NOT_RESUMABLE if resumption is None else Resumption.FAILED
+            )
+            raise Refuse(error)
+        if len(job.lost) >= _MAX_ENGINES_LOST:
+            self._metrics.resumed(Resumption.FAILED)
+            raise Refuse(error)
+        first_s = job.exchange.first_token_s or 0.0
+        plan = resumption.plan(
+            spent_s=job.exchange.elapsed_s() - first_s, diverged=broken.kind == "diverged"
+        )
+        if isinstance(plan, Finished):
+            self._metrics.resumed(Resumption.RESUMED)
+            return await job.out.end(plan.events)
+        if isinstance(plan, CannotResume):
+            self._metrics.resumed(Resumption.NOT_RESUMABLE)
+            raise Refuse(openai_error.not_resumed(model, plan.reason))
+        resumption.count += 1
+        job.until_s = self.room.now_s() + _RESUME_WAIT_S
+        await job.out.comment(f"{choice.target.name or choice.target.node} was lost, resuming")
+        return None
 
-    def _note(self, exchange: Exchange, kind: str) -> None:
-        exchange.failure = kind
-        self._metrics.upstream_failed(exchange.model, kind)
-
-
-def _may_change(choice: Refused, tries: _Tries, exchange: Exchange) -> bool:
-    """Whether a moment's patience may find a target: one just failed, and the mesh moves on."""
-    if exchange.hop:
-        return False  # whoever sent it on knows other nodes
-    if choice.reason is Refusal.UNREACHABLE:
-        return True
-    return tries.count > 0 and choice.reason is Refusal.NOT_READY
-
-
-def _streams(answer: Answer) -> bool:
-    return answer.status == 200 and answer.content_type == "text/event-stream"
+    def _note(self, job: Job, kind: str) -> None:
+        job.exchange.failure = kind
+        self._metrics.upstream_failed(job.exchange.model, kind)

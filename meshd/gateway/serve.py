@@ -92,7 +92,12 @@ async def running(
     small_tls_buffers()
     metrics = GatewayMetrics(process=options.process_metrics)
     news, certificate, traffic = News(), Certificate(), TrafficCount()
-    upstreams = Upstreams(options.deadlines, metrics, certificate, news.tell)
+
+    def answers_again() -> None:
+        news.tell()
+        relay.room.news()
+
+    upstreams = Upstreams(options.deadlines, metrics, certificate, answers_again)
     feed = RoutesFeed(options.feed, asking)
     keys = KeyWatch(options.keys, lambda ring: gate.accounts.keep(ring.names))
     gate = Gate(lambda: keys.ring)
@@ -107,7 +112,7 @@ async def running(
         feed.table_changed(table)
         door.cut(table.revoked)
         news.tell()
-        relay.table_changed()
+        relay.table_changed(table)
 
     watch = TableWatch(options.routes, metrics, changed, prepare)
     relay = Relay(watch, upstreams, metrics, options.deadlines, news, traffic)

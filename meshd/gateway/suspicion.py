@@ -54,7 +54,11 @@ class Suspicion:
         """The node is well, but said that it cannot serve there now."""
         if place not in self._lacking:
             loop = asyncio.get_running_loop()
-            self._lacking[place] = loop.call_later(_LACK_S, self._lacking.pop, place, None)
+            self._lacking[place] = loop.call_later(_LACK_S, self._try_again, place)
+
+    def _try_again(self, place: str) -> None:
+        if self._lacking.pop(place, None) is not None:
+            self._cleared()
 
     def table_changed(self, table: RoutingTable) -> None:
         """Believe the brain about this node's own engines, and about nodes that it calls fine anew.

@@ -11,18 +11,18 @@ Given = Callable[[], bool]
 
 
 class Wait:
-    """:ivar given_up: it ended because nothing was to be expected any more."""
+    """:ivar given_up: it ended because nothing was to be expected any more.
 
-    __slots__ = ("_hopeless", "_timeout", "given_up")
+    :ivar moved_s: by the event loop's clock, when something of what is waited for came last.
+    """
+
+    __slots__ = ("_hopeless", "_timeout", "given_up", "moved_s")
 
     def __init__(self, timeout: asyncio.Timeout, hopeless: Given | None) -> None:
         self._timeout = timeout
         self._hopeless = hopeless
         self.given_up = False
-
-    def hoped(self) -> None:
-        """What was waited for came: no change gives it up from here on."""
-        self._hopeless = None
+        self.moved_s = asyncio.get_running_loop().time()
 
     def reconsider(self) -> None:
         if self._hopeless is not None and self._hopeless():
@@ -57,9 +57,10 @@ class Waits:
             wait.reconsider()
 
     def extend(self, wait: Wait, seconds: float) -> None:
-        """Let it last so long from now."""
+        """Something came: let it last so long from now."""
         if not self.stopping and not wait.given_up:
-            wait.until(asyncio.get_running_loop().time() + seconds)
+            wait.moved_s = asyncio.get_running_loop().time()
+            wait.until(wait.moved_s + seconds)
 
     @asynccontextmanager
     async def within(self, seconds: float, hopeless: Given | None = None) -> AsyncIterator[Wait]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from meshd.gateway.listen import Address, open_sockets
-from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
 from meshd.gateway.serve import GatewayOptions, running
 from meshd.gateway.table_file import write_table
 from meshd.gateway.upstreams import Deadlines
@@ -158,6 +158,8 @@ def streaming(pieces: Iterable[bytes], *, end: bytes = CHUNKED_END) -> Script:
 def table_of(*paths: Path, model: str = "m", generation: int = 1, **more: object) -> RoutingTable:
     targets = tuple(Target("local", str(path), True, 4) for path in paths)
     route = Route(model, ModelState.READY, targets, aliases=("nick",))
+    # Tests of refusals do not wait for what will not come.
+    more.setdefault("front", Front(wait_s=0))
     return RoutingTable(generation=generation, routes=(route,), **more)  # type: ignore[arg-type]
 
 

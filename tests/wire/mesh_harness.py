@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 from meshd.gateway.listen import Address, open_sockets
-from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target
+from meshd.gateway.routes import Front, ModelState, Peer, Route, RoutingTable, Target
 from meshd.gateway.routes_feed import FeedLimits
 from meshd.gateway.serve import GatewayOptions, running
 from meshd.gateway.table_file import write_table
@@ -111,6 +111,8 @@ def table(
         peers=(*(node.peer() for node in nodes), *peers),
         revoked=revoked,
         client=client,
+        # Tests of refusals do not wait for what will not come.
+        front=Front(wait_s=0),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
 from meshd.gateway.upstreams import Deadlines
 from tests.wire.gateway_harness import (
     CHAT,
@@ -183,7 +183,8 @@ async def test_the_models_and_their_states(tmp_path: Path) -> None:
             Route("b", ModelState.LOADING, detail="40 % read"),
             Route("c", ModelState.WAITING, detail="needs 20 GiB, 8 GiB are free"),
             Route("d", ModelState.FAILED),
-        )
+        ),
+        front=Front(wait_s=0),
     )
     async with engine(path, answering()), gateway(tmp_path, table) as node:
         async with node.http.get(node.base + "/v1/models") as answer:

@@ -1,0 +1,123 @@
+"""Lets a request wait until its model can take it, and says why it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from meshd.gateway import openai_error, refusals
+from meshd.gateway.choice import Choice, Chosen, Refusal, Refused
+from meshd.gateway.choosing import Choosing
+from meshd.gateway.intake import Refuse
+from meshd.gateway.job import Job
+from meshd.gateway.metrics import GatewayMetrics, Resumption
+from meshd.gateway.news import News
+from meshd.gateway.openai_error import ApiError
+from meshd.gateway.routes import Route, RoutingTable
+from meshd.gateway.traffic_count import TrafficCount
+from meshd.gateway.waiting_room import Full, Stopping, TooLong, WaitingRoom
+
+
+class Turns:
+    """:ivar room: where requests wait for their model."""
+
+    def __init__(
+        self,
+        table: Callable[[], RoutingTable | None],
+        choosing: Choosing,
+        metrics: GatewayMetrics,
+        traffic: TrafficCount,
+        news: News,
+        patience_s: float,
+    ) -> None:
+        """:param patience_s: for a change after a target failed, however short the wait may be."""
+        self.room = WaitingRoom(choosing.route_of)
+        self._table = table
+        self._choosing = choosing
+        self._metrics = metrics
+        self._traffic = traffic
+        self._news = news
+        self._patience_s = patience_s
+
+    def others_first(self, job: Job, choice: Chosen) -> bool:
+        """Whether somebody waits for that model whose turn comes before this one's."""
+        model = choice.route.model
+        waiter = job.waiter if job.waiter is not None and job.waiter.model == model else None
+        return self.room.others_first(model, waiter)
+
+    async def wait(self, job: Job, choice: Choice) -> None:
+        """Until it is this request's turn, and something has changed that may help it.
+
+        :raises Refuse: it may not wait, or not so long.
+        """
+        route = choice.route
+        if isinstance(choice, Refused) and not refusals.may_change(choice, job):
+            raise self.refusal(job, choice)
+        assert route is not None
+        waiting = Refused(Refusal.FULL, route) if isinstance(choice, Chosen) else choice
+        began_s = self.room.now_s()
+        if not job.patient and job.attempts and not job.out.begun and not job.exchange.hop:
+            # One just failed, and the mesh moves on: a moment's patience finds another.
+            job.patient = True
+            job.until_s = max(job.until_s, began_s + self._patience_s)
+        try:
+            with (
+                job.trace.stage("queue", model=route.model),
+                self._metrics.waiting(route.model).track_inprogress(),
+            ):
+                await self._turn(job, route)
+        except Full as full:
+            raise self._missed(job, waiting, refusals.no_room(full, route.model)) from None
+        except TooLong as late:
+            error = refusals.too_long(late, waiting, self._newest())
+            raise self._missed(job, waiting, error) from None
+        except Stopping:
+            raise Refuse(openai_error.stopping()) from None
+        finally:
+            job.exchange.queued_s += self.room.now_s() - began_s
+        if self._news.count != job.seen:
+            job.seen = self._news.count
+            job.failed.clear()
+
+    def refusal(self, job: Job, choice: Refused) -> Refuse:
+        """What to answer a request that is not served, for this reason."""
+        if choice.reason is Refusal.TOO_LONG and job.refused is not None:
+            return Refuse(job.refused)
+        allows = job.exchange.pass_.allows
+        error = openai_error.refused(choice, job.ask.model, self._newest(), allows)
+        return self._missed(job, choice, error)
+
+    async def _turn(self, job: Job, route: Route) -> None:
+        if job.waiter is not None and job.waiter.model != route.model:
+            job.waiter.leave()
+            job.waiter = None
+        if job.waiter is None:
+            passed, hop = job.exchange.pass_, job.exchange.hop
+            job.waiter = self.room.enter(
+                route.model,
+                f"node:{job.member}" if hop else passed.key,
+                passed.priority,
+                until_s=job.until_s,
+                could=lambda: self._could(job),
+                kind=(hop, job.exact_tokens, job.weights, frozenset(job.failed | job.lost)),
+            )
+        job.waiter.until_s = job.until_s
+        await job.waiter.turn(job.out.comment if job.ask.stream else None)
+
+    def _could(self, job: Job) -> bool:
+        anew = self._news.count != job.seen
+        return isinstance(self._choosing.pick(job, anew=anew), Chosen)
+
+    def _newest(self) -> RoutingTable:
+        return self._table() or RoutingTable()
+
+    def _missed(self, job: Job, choice: Refused, error: ApiError) -> Refuse:
+        ours = choice.reason in refusals.OURS
+        if job.out.begun:
+            self._metrics.resumed(Resumption.NO_REPLICA)
+            return Refuse(openai_error.engine_lost(job.exchange.model))
+        if job.exchange.hop and ours:
+            return Refuse(openai_error.moved(job.ask.model), lost=bool(job.lost))
+        if ours and not job.exchange.hop:
+            route = choice.route
+            self._traffic.missed(route.model if route else job.ask.model, known=route is not None)
+        return Refuse(error)
