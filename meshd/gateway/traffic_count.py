@@ -42,6 +42,12 @@ class _Counters:
         return self.rate * math.exp((self.rate_at_s - now_s) / _AVERAGE_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    model: str
+    slots: int
+
+
 class TrafficCount:
     """:ivar boot: made anew with every gateway."""
 
@@ -51,6 +57,7 @@ class TrafficCount:
         self._clock = clock
         self._known: dict[str, _Counters] = {}
         self._unknown: dict[str, _Counters] = {}
+        self._engines: dict[str, _Engine] = {}
 
     def asked(self, model: str, *, known: bool) -> None:
         """A client asks for it here. :param known: the table lists it."""
@@ -76,6 +83,7 @@ class TrafficCount:
 
     def table_changed(self, table: RoutingTable) -> None:
         """What was unknown may be known now; what is not listed goes when there is no room."""
+        self._note_engines(table)
         listed = [route.model for route in table.routes]
         for model in listed:
             if model in self._unknown and len(self._known) < _MAX_KNOWN:
@@ -92,15 +100,15 @@ class TrafficCount:
         :param in_flight: requests at each `choice.place`.
         """
         now_s = self._clock()
+        listed = self._note_engines(table)
         busy: dict[str, tuple[int, int]] = {}
-        for route in table.routes:
-            here = [target for target in route.targets if target.socket]
-            sent = [(in_flight.get(place(route.model, one), 0), one.slots) for one in here]
-            if any(count for count, _ in sent):
-                busy[route.model] = (
-                    sum(count for count, _ in sent),
-                    sum(max(0, count - slots) for count, slots in sent),
-                )
+        for where, engine in [*self._engines.items()]:
+            count = in_flight.get(where, 0)
+            if count:
+                running, waiting = busy.get(engine.model, (0, 0))
+                busy[engine.model] = (running + count, waiting + max(0, count - engine.slots))
+            elif where not in listed:
+                del self._engines[where]
         for model in busy:
             self._of(model, known=True)
         models = [
@@ -119,6 +127,19 @@ class TrafficCount:
         ]
         models.sort(key=lambda one: one.model)
         return TrafficReport(self.boot, tuple(models), tuple(sorted(unreachable)[:MAX_NODES]))
+
+    def _note_engines(self, table: RoutingTable) -> set[str]:
+        """Those of this node that are listed now; one that takes nothing new is not, and ends what
+        it has.
+        """
+        listed: set[str] = set()
+        for route in table.routes:
+            for target in route.targets:
+                if target.socket:
+                    where = place(route.model, target)
+                    self._engines[where] = _Engine(route.model, target.slots)
+                    listed.add(where)
+        return listed
 
     def _of(self, model: str, *, known: bool) -> _Counters | None:
         if not model or len(model) > MAX_NAME_CHARACTERS:

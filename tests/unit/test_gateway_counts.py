@@ -145,6 +145,19 @@ def test_a_name_that_becomes_known_keeps_its_misses_and_old_ones_make_room() -> 
     assert len(traffic.report(TABLE, {}, []).models) <= MAX_MODELS
 
 
+def test_an_engine_that_takes_nothing_new_is_busy_until_its_answers_have_ended() -> None:
+    traffic = TrafficCount()
+    traffic.table_changed(TABLE)
+    unlisted = replace(TABLE, routes=(replace(TABLE.routes[0], targets=()),))
+    traffic.table_changed(unlisted)
+    (m,) = traffic.report(unlisted, {"/m.sock": 3}, []).models
+    assert (m.in_flight, m.waiting) == (3, 1)
+    (m,) = traffic.report(unlisted, {}, []).models
+    assert (m.in_flight, m.waiting) == (0, 0)
+    (m,) = traffic.report(unlisted, {"/m.sock": 1}, []).models
+    assert m.in_flight == 0, "what is gone is forgotten"
+
+
 @pytest.mark.parametrize(
     ("document", "tokens"),
     [
