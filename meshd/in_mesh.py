@@ -18,7 +18,7 @@ from meshd.mesh.member_line import MemberLine
 from meshd.mesh.record import DoctorSummary, Stage
 from meshd.mesh.record_codec import BadRecordError
 from meshd.mesh.session import MeshSession
-from meshd.mesh.view import MeshView, Status
+from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.mesh_port import alone
 from meshd.mesh_routes import PATIENCE_MS, Ways
 from meshd.mesh_share import Around
@@ -76,6 +76,8 @@ class InMesh:
         self._present: tuple[tuple[str, Status], ...] = ()
         self._calm_since_s = clock()
         self._doctor: DoctorSummary | None = None
+        self._drain_until_s: float | None = None
+        self._loading_since_s: dict[tuple[str, str], float] = {}
 
     # -- joining --------------------------------------------------------------------------------
 
@@ -146,16 +148,18 @@ class InMesh:
             calm_s=self._clock() - self._calm_since_s,
             own=self._deeds.own(engines),
             terms=dict(self._deeds.terms),
-            drained=self._deeds.drained(),
+            drained=self._deeds.drained(self._drain_until_s),
             moving=Moving(
                 core=session.core,
                 load=self._deeds.load(),
                 rtt=joined.prober.records(),
                 doctor=self._doctor,
+                draining=self._drain_until_s is not None,
             ),
             before=own.record if own else None,
             window_s=_CLAIM_WINDOW_S[joined.settings.preset],
             early=self._early(joined),
+            cut=self._drain_until_s is not None and self._clock() >= self._drain_until_s,
         )
 
     def took(self, proposal: Proposal) -> None:
@@ -196,6 +200,7 @@ class InMesh:
         if joined is None:
             return None
         members = joined.session.view().members
+        self._note_loads(members)
         best = {member.id: joined.prober.best_address(member.id) for member in members}
         return Ways(
             mesh=joined.credentials.mesh_id,
@@ -205,6 +210,7 @@ class InMesh:
             rtt_ms={one.peer: round(one.median_ms, 1) for one in joined.prober.records()},
             revoked=tuple(sorted(joined.session.revoked)),
             patience_ms=PATIENCE_MS[joined.settings.preset],
+            since_s=dict(self._loading_since_s),
         )
 
     def status(self) -> MeshStatus | None:
@@ -238,6 +244,8 @@ class InMesh:
     def count(self, report: TrafficReport) -> None:
         load = self._deeds.load()
         missed = self._deeds.count(report, self._demand)
+        if self._drain_until_s is not None:
+            self._wake()
         if self._joined is not None:
             for node in report.unreachable:
                 self._joined.session.doubt(node)
@@ -245,6 +253,12 @@ class InMesh:
             told = self._tell_demand(self._joined.session)
             if told or missed or load != self._deeds.load():
                 self._wake()
+
+    def busy(self) -> Mapping[str, int]:
+        return self._deeds.busy()
+
+    def drain(self, until_s: float | None) -> None:
+        self._drain_until_s = until_s
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -255,6 +269,16 @@ class InMesh:
             if present != self._present:
                 self._present, self._calm_since_s = present, self._clock()
         self._wake()
+
+    def _note_loads(self, members: tuple[MemberView, ...]) -> None:
+        """Since when the others load what they load, by our own clock."""
+        now_s = self._clock()
+        self._loading_since_s = {
+            (member.id, one.model): self._loading_since_s.get((member.id, one.model), now_s)
+            for member in members
+            for one in member.record.assignments
+            if one.stage is Stage.LOADING
+        }
 
     def _tell_demand(self, session: MeshSession) -> bool:
         due = self._demand.due(self._clock())

@@ -15,6 +15,7 @@ from meshd.mesh.record import Assignment, NodeRecord, Stage
 from meshd.mesh.view import MemberView, Status
 from meshd.mesh_share import Share
 from meshd.planner.mesh_plan import Placement
+from meshd.planner.plan import Code
 
 PATIENCE_MS = {Preset.LAN: 1000, Preset.WAN: 4000}
 """How long a connection between two nodes may be silent while something is under way."""
@@ -37,6 +38,7 @@ class Ways:
     :ivar rtt_ms: by node, median.
     :ivar revoked: nodes that are not let in any more.
     :ivar patience_ms: how long a connection may be silent before its node counts as lost.
+    :ivar since_s: by node and model, when a load was first heard of; monotonic.
     :ivar followed: of a client, the table of the node that it follows.
     """
 
@@ -46,6 +48,7 @@ class Ways:
     rtt_ms: Mapping[str, float] = field(default_factory=dict)
     revoked: tuple[str, ...] = ()
     patience_ms: int = 1000
+    since_s: Mapping[tuple[str, str], float] = field(default_factory=dict)
     followed: RoutingTable | None = None
 
 
@@ -139,6 +142,8 @@ def _route(
         detail = ""
     elif local is None or not detail:
         detail = _why_not(placement, running)
+    if state is ModelState.WAITING and not targets and _drained(placement):
+        state = ModelState.DRAINED
     contexts = [assignment.context for _, assignment in running]
     return replace(
         base,
@@ -171,6 +176,8 @@ def _elsewhere(placement: Placement, others: list[MemberView]) -> Route:
 def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
     record = member.record
     load = next((one for one in record.load if one.model == assignment.model), None)
+    loading = assignment.stage is Stage.LOADING
+    since_s = ways.since_s.get((member.id, assignment.model), 0.0) if loading else 0.0
     return Target(
         node=member.id,
         socket="",
@@ -183,6 +190,8 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
         busy=load.busy + load.waiting if load else 0,
         rtt_ms=ways.rtt_ms.get(member.id, 0.0),
         context=assignment.context,
+        load_s=assignment.load_s if since_s else 0.0,
+        since_s=since_s,
     )
 
 
@@ -191,6 +200,10 @@ def _address(record: NodeRecord, ways: Ways) -> str:
     best = ways.addresses.get(record.id, "")
     usable = [address for address in record.addresses if dialable(address)]
     return best if best in usable else next(iter(usable), "")
+
+
+def _drained(placement: Placement) -> bool:
+    return any(reason.code is Code.DRAINED_NODE for reason in placement.blockers)
 
 
 def _why_not(placement: Placement, running: list[tuple[MemberView, Assignment]]) -> str:

@@ -13,6 +13,7 @@ from itertools import islice
 
 from meshd.config.settings import Config, ModelSettings, Replicas, Role
 from meshd.engine.build import EngineBuild
+from meshd.load_times import LoadTimes, content_of
 from meshd.mesh.record import Assignment, HeldModel, NodeRecord, Offer, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.own_record import Moving, Self, offer_record, own_record
@@ -42,6 +43,8 @@ class Around:
     :ivar before: the record that was published last, None before the first.
     :ivar window_s: longest that a message between nodes takes.
     :ivar early: others may be there that this node has not heard of yet, so it starts nothing.
+    :ivar load_times: of this node's loads so far.
+    :ivar cut: this node is drained, and its answers have no more time.
     """
 
     self: Self
@@ -55,6 +58,8 @@ class Around:
     before: NodeRecord | None = None
     window_s: float = 0.4
     early: bool = False
+    load_times: LoadTimes = field(default_factory=LoadTimes)
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,9 @@ def share(
     view = with_own(around.view, record(now))
     plan = place_replicas(view, around.demand)
     claims = _claims(plan, config, around)
-    claimed = tuple(_as_offered(one, offers) for one in claims.assignments)
+    claimed = tuple(
+        _with_load_time(_as_offered(one, offers), node, around) for one in claims.assignments
+    )
     fresh = record(claimed)
     runs = [one.model for one in claimed if _runs(one, plan, around)]
     local = replace(local, models=tuple(settings[one] for one in runs if one in settings))
@@ -193,12 +200,23 @@ def _claims(plan: MeshPlan, config: Config, around: Around) -> Claims:
         window_s=around.window_s,
         dwell_s=config.demand.dwell_s,
     )
+    if around.moving.draining:
+        claims = replace(claims, assignments=_left_to_do(claims.assignments, around))
     if not around.early:
         return claims
     present = {one.assignment.model for one in around.own}
     return replace(
         claims, assignments=tuple(one for one in claims.assignments if one.model in present)
     )
+
+
+def _left_to_do(assignments: tuple[Assignment, ...], around: Around) -> tuple[Assignment, ...]:
+    """What a node that is drained goes on with: no engine that fails, and at last none at all."""
+    left = (one for one in assignments if one.stage not in (Stage.FAILED, Stage.CLAIMED))
+    if not around.cut:
+        return tuple(left)
+    text = "this node is drained, and its time is over"
+    return tuple(replace(one, stage=Stage.DRAINING, progress=0.0, detail=text) for one in left)
 
 
 def _nothing_released(plan: MeshPlan) -> MeshPlan:
@@ -219,6 +237,17 @@ def _as_offered(assignment: Assignment, offers: tuple[Offer, ...]) -> Assignment
         memory=memory or found.memory,
         fingerprint=found.fingerprint or assignment.fingerprint,
     )
+
+
+def _with_load_time(assignment: Assignment, node: NodeView, around: Around) -> Assignment:
+    """Said once a load, and no more when it is done."""
+    if assignment.stage is not Stage.LOADING:
+        return replace(assignment, load_s=0.0) if assignment.load_s else assignment
+    candidate = node.candidate(assignment.model)
+    if assignment.load_s or candidate is None or candidate.facts is None:
+        return assignment
+    expected_s = around.load_times.predicted_s(content_of(candidate), candidate.facts.file_bytes)
+    return replace(assignment, load_s=round(expected_s, 1))
 
 
 def _runs(assignment: Assignment, plan: MeshPlan, around: Around) -> bool:

@@ -13,9 +13,11 @@ from meshd.config.load import Loaded
 from meshd.console.server import ConsoleServer
 from meshd.control import ControlServer
 from meshd.doctor.run import summary
+from meshd.drain_order import DrainOrder
 from meshd.errors import UserError
 from meshd.exposure import Exposure
 from meshd.gateway.child import GatewayChild
+from meshd.load_watch import LoadWatch
 from meshd.mesh_by_role import MeshByRole
 from meshd.notify import Notifier
 from meshd.observe import NodeObserver
@@ -104,13 +106,17 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         ready=doors.open,
         listen=exposure.listen,
         mesh=mesh,
+        loads=LoadWatch(paths.load_times),
+        drain=DrainOrder(paths.drain),
     )
     woken.append(supervisor.wake)
     doors.bind(supervisor)
     try:
         yield supervisor
     finally:
+        # The gateway first: what runs ends before its engines do.
         await doors.close()
+        await applier.close()
         os.close(lock)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import structlog
@@ -10,6 +10,7 @@ import structlog
 from meshd import said
 from meshd.config.load import Loaded, SourceFile
 from meshd.gateway.routes import RoutingTable
+from meshd.load_times import Load
 from meshd.mesh_routes import Ways
 from meshd.notify import Notifier
 from meshd.paths import Paths
@@ -59,9 +60,11 @@ class Publisher:
         ways: Ways | None,
         *,
         on_trial: bool,
+        loads: Mapping[str, Load] | None = None,
     ) -> None:
+        """:param loads: those under way here, by model."""
         before = self._table or self._former
-        table = said.routes(loaded.config, proposal, status, self._paths, before, ways)
+        table = said.routes(loaded.config, proposal, status, self._paths, before, ways, loads)
         if table != self._table:
             self._write_routes(table)
         if self.status is None or status.sentence != self.status.sentence:

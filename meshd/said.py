@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from meshd.config.load import Loaded
 from meshd.config.settings import Config, GatewaySettings
-from meshd.gateway.routes import Front, RoutingTable
+from meshd.drain import Drain
+from meshd.gateway.routes import Front, ModelState, Route, RoutingTable
+from meshd.load_times import Load
 from meshd.mesh_routes import Ways, with_former, with_mesh
 from meshd.mesh_status import elsewhere_status, followed_status, placed, with_others
 from meshd.node.inventory import Hardware
@@ -15,6 +18,7 @@ from meshd.pipeline import Answers, Proposal
 from meshd.report import Change, PlanReport
 from meshd.status import (
     DeviceStatus,
+    DrainStatus,
     MeshStatus,
     ModelStatus,
     NodeStatus,
@@ -25,6 +29,9 @@ from meshd.status import (
     sentence,
 )
 from meshd.units.llama import instance_name
+from meshd.units.spec import EngineKind, EngineState
+
+_DRAINED = "this node is being drained; `meshd drain --undo` ends that"
 
 
 def report(proposal: Proposal, loaded: Loaded) -> PlanReport:
@@ -49,6 +56,7 @@ def node_status(
     trial_ends_s: float | None,
     mesh: MeshStatus | None = None,
     ways: Ways | None = None,
+    drain: DrainStatus | None = None,
 ) -> NodeStatus:
     here = []
     for decision in proposal.plan.decisions:
@@ -61,14 +69,17 @@ def node_status(
         elsewhere = elsewhere_status(proposal.share, {model.name for model in here})
     elif ways is not None and ways.followed is not None:
         here, elsewhere = [], followed_status(ways.followed)
+    elif drain is not None:
+        here = [replace(one, state=ModelState.DRAINED, detail=_DRAINED) for one in here]
     models = in_order((*here, *elsewhere), [model.name for model in loaded.config.models])
     degraded = (*degraded, *proposal.refused)
+    said = (drain.words if drain else "", *degraded, mesh.problem if mesh else "")
     config = loaded.config
     return NodeStatus(
         node=proposal.node.name,
         role=config.node.role,
         # Whether others can be reached says nothing of this node's configuration.
-        sentence=sentence(models, (*degraded, mesh.problem) if mesh and mesh.problem else degraded),
+        sentence=sentence(models, tuple(filter(None, said))),
         degraded=degraded,
         generation=generation,
         engine=proposal.engine,
@@ -79,7 +90,25 @@ def node_status(
         problems=proposal.problems,
         trial_ends_s=trial_ends_s,
         mesh=mesh,
+        drain=drain,
     )
+
+
+def drain_status(
+    drain: Drain | None, proposal: Proposal, busy: Mapping[str, int], now_s: float, cut: int
+) -> DrainStatus | None:
+    """:param busy: requests that engines have, by model. :param cut: as in `DrainStatus`."""
+    if drain is None:
+        return None
+    running = tuple(
+        sorted(
+            engine.name
+            for engine in proposal.engines
+            if engine.kind is EngineKind.LLAMA and engine.state is not EngineState.STOPPED
+        )
+    )
+    busy = dict(busy) if running else {}
+    return DrainStatus(round(drain.left_s(now_s), 1), busy, running, cut)
 
 
 def routes(
@@ -89,6 +118,7 @@ def routes(
     paths: Paths,
     before: RoutingTable | None,
     ways: Ways | None = None,
+    loads: Mapping[str, Load] | None = None,
 ) -> RoutingTable:
     """The gateway's table; its generation moves only when something in it did."""
     mine = proposal.share
@@ -105,13 +135,21 @@ def routes(
         max_body_bytes=config.gateway.max_body_bytes,
         front=front(config.gateway),
         generation=before.generation if before else 0,
+        loads=loads,
     )
     if ways is not None:
         table = with_mesh(table, mine, ways)
         if mine is not None and mine.early and before is not None:
             heard = frozenset(member.id for member in mine.view.members)
             table = with_former(table, before, heard)
+    elif status.drain is not None:
+        table = replace(table, routes=tuple(map(_refused, table.routes)))
     return table if table == before else replace(table, generation=table.generation + 1)
+
+
+def _refused(route: Route) -> Route:
+    """Of a node that is alone and drained: what runs ends, nothing new begins."""
+    return replace(route, targets=(), state=ModelState.DRAINED, detail=_DRAINED)
 
 
 def front(settings: GatewaySettings) -> Front:

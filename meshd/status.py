@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from meshd import __version__
 from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
+from meshd.load_times import Load
 from meshd.own_record import capabilities
 from meshd.planner.plan import Code, Decision, Plan
 from meshd.planner.view import NodeView
@@ -58,6 +60,33 @@ class MeshStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DrainStatus:
+    """How far a node is that is being drained.
+
+    :ivar left_s: so long have answers that still run.
+    :ivar running: requests that its engines have, by model.
+    :ivar engines: models whose engines still run.
+    :ivar cut: requests that had not ended when their time was over.
+    """
+
+    left_s: float
+    running: Mapping[str, int]
+    engines: tuple[str, ...] = ()
+    cut: int = 0
+
+    @property
+    def done(self) -> bool:
+        return not self.engines
+
+    @property
+    def words(self) -> str:
+        if self.done:
+            return "drained"
+        count = sum(self.running.values())
+        return f"draining, {count} {'request runs' if count == 1 else 'requests run'}"
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStatus:
     id: str
     name: str
@@ -86,6 +115,7 @@ class NodeStatus:
     trial_ends_s: float | None = None
     version: str = __version__
     mesh: MeshStatus | None = None
+    drain: DrainStatus | None = None
 
     def model(self, name: str) -> ModelStatus | None:
         return next((model for model in self.models if model.name == name), None)
@@ -94,13 +124,15 @@ class NodeStatus:
     def healthy(self) -> bool:
         reached = self.mesh is None or not self.mesh.problem
         served = all(m.state is ModelState.READY or m.idle for m in self.models)
-        return reached and served and not self.degraded
+        return reached and served and not self.degraded and self.drain is None
 
     @property
     def good(self) -> bool:
         """Whether this configuration is worth going back to: all that it can serve is served."""
-        return not self.degraded and all(
-            m.state is ModelState.READY or m.standing for m in self.models
+        return (
+            self.drain is None
+            and not self.degraded
+            and all(m.state is ModelState.READY or m.standing for m in self.models)
         )
 
 
@@ -148,7 +180,9 @@ def sentence(models: tuple[ModelStatus, ...], degraded: tuple[str, ...]) -> str:
         text = f"serving {len(ready)} of {len(models)} models"
         if ready:
             text += f" ({_few(ready)})"
-        for state in (ModelState.LOADING, ModelState.FAILED, ModelState.WAITING):
+        for state in ModelState:
+            if state is ModelState.READY:
+                continue
             names = [m.name for m in models if m.state is state]
             if names:
                 text += f"; {state}: {_few(names)}"
@@ -177,13 +211,18 @@ def routing_table(
     max_body_bytes: int,
     generation: int,
     front: Front | None = None,
+    loads: Mapping[str, Load] | None = None,
 ) -> RoutingTable:
-    """The gateway's table; `sockets` maps a model to its engine's Unix socket."""
+    """The gateway's table; `sockets` maps a model to its engine's Unix socket.
+
+    :param loads: those under way, by model.
+    """
     routes = []
     for decision, model in zip(plan.decisions, models, strict=True):
         candidate = node.candidate(decision.model)
         facts = candidate.facts if candidate else None
         targets: tuple[Target, ...] = ()
+        load = (loads or {}).get(decision.model)
         if decision.served:
             targets = (
                 Target(
@@ -193,6 +232,8 @@ def routing_table(
                     ready=model.state is ModelState.READY,
                     slots=decision.slots,
                     context=decision.context,
+                    load_s=load.load_s if load else 0.0,
+                    since_s=load.since_s if load else 0.0,
                 ),
             )
         routes.append(

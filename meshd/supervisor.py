@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -19,9 +20,12 @@ from meshd import pipeline, said
 from meshd.carry_out import CarryOut, KeepsRunning
 from meshd.config.load import Loaded, SourceFile
 from meshd.config.settings import Config, Role
+from meshd.drain import may_stop
+from meshd.drain_order import DrainOrder
 from meshd.errors import UserError
 from meshd.health import HealthMonitor, Watched
 from meshd.in_force import ConfigInForce, Sources
+from meshd.load_watch import LoadWatch
 from meshd.mesh_port import Alone, Mesh
 from meshd.notify import Notifier
 from meshd.paths import Paths
@@ -61,6 +65,8 @@ class Supervisor:
     :param ready: called once, after the first finished pass and before READY=1.
     :param listen: where the gateway may listen now; as the config says without it.
     :param mesh: the other nodes.
+    :param loads: how long engines take to load here.
+    :param drain: whether this node is to be switched off.
     :param clock: monotonic seconds.
     """
 
@@ -76,6 +82,8 @@ class Supervisor:
         ready: Callable[[], Awaitable[None]],
         listen: Callable[[Config], Awaitable[tuple[str, ...]]] | None = None,
         mesh: Mesh | None = None,
+        loads: LoadWatch | None = None,
+        drain: DrainOrder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
@@ -87,6 +95,8 @@ class Supervisor:
         self._ready = ready
         self._listen = listen or _as_configured
         self._mesh = mesh or Alone()
+        self._loads = loads or LoadWatch(clock=clock)
+        self._drain = drain or DrainOrder(clock=clock)
         self._clock = clock
         self._wake = asyncio.Event()
         self._pass_lock = asyncio.Lock()
@@ -159,6 +169,25 @@ class Supervisor:
             self._config.end_trial(keep=keep)
             await self._pass()
 
+    async def drain(self, deadline_s: float) -> None:
+        """Take nothing new here, and stop the engines when what runs has ended.
+
+        :raises UserError: a client runs no engines, or it cannot be remembered.
+        """
+        if self._config.loaded.config.node.role is Role.CLIENT:
+            raise UserError("a client runs no engines, so there is nothing to drain")
+        await self._change_drain(lambda: self._drain.begin(deadline_s))
+
+    async def undrain(self) -> None:
+        """Serve again. What is taking leave just now does so, and comes back."""
+        await self._change_drain(self._drain.end)
+
+    async def _change_drain(self, change: Callable[[], None]) -> None:
+        async with self._pass_lock:
+            await asyncio.to_thread(change)
+            await self._pass()
+        self._wake.set()
+
     # -- the loop -------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -187,7 +216,6 @@ class Supervisor:
                 await changes
             await self._health.close()
             await self._mesh.close()
-            await self._applier.close()
 
     async def _turn(self) -> None:
         if self._reload_asked:
@@ -212,6 +240,9 @@ class Supervisor:
         share = self._proposal.share if self._proposal else None
         if share is not None and share.again_s is not None:
             interval_s = min(interval_s, share.again_s)
+        drain_s = self._drain.again_s()
+        if drain_s is not None:
+            interval_s = min(interval_s, drain_s)
         if self._config.trial:
             interval_s = min(interval_s, max(0.0, self._config.trial.ends_s - self._clock()))
         await self._stops_within(_PASS_GAP_S)
@@ -237,6 +268,8 @@ class Supervisor:
     async def _look_and_act(self) -> None:
         loaded = self._config.loaded
         await self._mesh.follow(loaded.config)
+        self._mesh.drain(self._drain.now.until_s if self._drain.now else None)
+        self._drain.look(self._mesh.busy())
         try:
             proposal = await self._propose(loaded)
             self._blind = ""
@@ -254,6 +287,7 @@ class Supervisor:
         self._proposal = proposal
         self._running = proposal.running
         self._mesh.took(proposal)
+        self._loads.look(proposal, self._health.ready)
         self._health.watch(self._watched(proposal.engines))
         self._door_error = await self._open_doors(loaded, peers)
         self._publish(loaded, proposal)
@@ -264,9 +298,22 @@ class Supervisor:
         running = pipeline.with_residency(self._running, engines, self._health.ready)
         now = pipeline.engines_now(running, engines, self._proposal, self._carry_out.errors)
         around = self._mesh.around(now)
+        if around is not None:
+            around = replace(around, load_times=self._loads.times)
+        given_up: frozenset[str] = frozenset()
+        if around is None:
+            models = [model.name for model in loaded.config.models]
+            given_up = may_stop(self._drain.now, models, self._mesh.busy(), self._clock())
         # Many layouts of a large model that does not fit are seconds of work.
         return await asyncio.to_thread(
-            pipeline.propose, loaded.config, observation, engines, running, self._paths, around
+            pipeline.propose,
+            loaded.config,
+            observation,
+            engines,
+            running,
+            self._paths,
+            around,
+            given_up,
         )
 
     async def _open_doors(self, loaded: Loaded, peers: tuple[str, ...]) -> str:
@@ -314,5 +361,10 @@ class Supervisor:
             trial_ends_s=trial.ends_s if trial else None,
             mesh=self._mesh.status(),
             ways=ways,
+            drain=said.drain_status(
+                self._drain.now, proposal, self._mesh.busy(), self._clock(), self._drain.cut
+            ),
         )
-        self._publisher.publish(loaded, proposal, status, ways, on_trial=trial is not None)
+        self._publisher.publish(
+            loaded, proposal, status, ways, on_trial=trial is not None, loads=self._loads.now()
+        )

@@ -36,6 +36,7 @@ class Box:
     engines: dict[str, float] = field(default_factory=dict)
     shared: Share | None = None
     broken: bool = False
+    drain_until_s: float | None = None
 
     def __post_init__(self) -> None:
         self.deeds = Deeds(lambda: self.now_s)
@@ -57,7 +58,9 @@ class Box:
             calm_s=10.0,
             own=self.deeds.own(self.states()),
             terms=dict(self.deeds.terms),
-            drained=self.deeds.drained(),
+            drained=self.deeds.drained(self.drain_until_s),
+            moving=Moving(draining=self.drain_until_s is not None),
+            cut=self.drain_until_s is not None and self.now_s >= self.drain_until_s,
             before=self.shared.record if self.shared else None,
             early=self.now_s < EARLY_S,
         )

@@ -17,6 +17,7 @@ from meshd.engine.build import Binary, EngineBuild
 from meshd.errors import UserError
 from meshd.gateway.routes import ModelState, RoutingTable
 from meshd.generations import Generation
+from meshd.mesh_port import Mesh
 from meshd.notify import Notifier
 from meshd.paths import under
 from meshd.pipeline import Observation, Sought, with_residency
@@ -146,7 +147,7 @@ class RecordingNotifier(Notifier):
 
 
 @asynccontextmanager
-async def brain(world: World) -> AsyncIterator[Supervisor]:
+async def brain(world: World, mesh: Mesh | None = None) -> AsyncIterator[Supervisor]:
     """A running supervisor, past its first pass."""
     started = asyncio.Event()
 
@@ -164,6 +165,7 @@ async def brain(world: World) -> AsyncIterator[Supervisor]:
         notifier=RecordingNotifier(world.sent),
         serve=serve,
         ready=ready,
+        mesh=mesh,
         clock=lambda: world.now_s,
     )
     task = asyncio.create_task(supervisor.run())

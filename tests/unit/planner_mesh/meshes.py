@@ -46,6 +46,7 @@ def node(
     ram_gib: float = 32,
     status: Status = Status.ALIVE,
     role: str = "auto",
+    draining: bool = False,
 ) -> MemberView:
     devices = tuple(
         DeviceRecord(f"GPU-{i}", "GPU", int(g * GIB), int(g * GIB), int(g * GIB))
@@ -60,6 +61,7 @@ def node(
         wishes=tuple(wishes),
         offers=offers,
         assignments=tuple(running),
+        draining=draining,
     )
     return MemberView(record.id, 1, status, record)
 
