@@ -152,7 +152,10 @@ class Attempts:
         route = find_route(table, model)
         targets = route.targets if route else ()
         listed = next((one for one in targets if one.key == target.key), None)
-        return listed is None or listed.suspect or not listed.ready
+        if listed is None:
+            # Its node is gone, or it takes nothing new and ends what it has.
+            return job.remote and all(peer.node != target.node for peer in table.peers)
+        return listed.suspect or not listed.ready
 
     def _has_moved(self, model: str, target: Target) -> bool:
         """Whether the newest table says that this target will not answer, or others better."""
