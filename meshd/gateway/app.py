@@ -26,6 +26,7 @@ from meshd.gateway.relay import Relay
 from meshd.gateway.resolve import resolve
 from meshd.gateway.routes import Route, RoutingTable
 from meshd.gateway.table_watch import TableWatch
+from meshd.gateway.telemetry import Stage, Telemetry
 from meshd.gateway.upstreams import Upstreams
 
 _ANTHROPIC_VERSION = "anthropic-version"
@@ -44,6 +45,7 @@ def make_app(
     upstreams: Upstreams,
     relay: Relay,
     metrics: GatewayMetrics,
+    telemetry: Telemetry,
     front: FrontDoor | None = None,
 ) -> web.Application:
     """The application, over parts that the caller starts and stops.
@@ -65,7 +67,7 @@ def make_app(
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     app = bare_app(metrics, front=front)
-    add_inference(app, watch, relay)
+    add_inference(app, watch, relay, telemetry)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)
@@ -91,6 +93,7 @@ def add_inference(
     app: web.Application,
     watch: TableWatch,
     relay: Relay,
+    telemetry: Telemetry,
     hop: Callable[[web.Request], bool] = lambda _: False,
 ) -> None:
     """The models, and all that engines answer.
@@ -101,10 +104,17 @@ def add_inference(
     async def inference(request: web.Request) -> web.StreamResponse:
         exchange = _EXCHANGE.get()
         exchange.hop = hop(request)
-        with exchange.pass_.running():
+        traced = telemetry.request(request.headers, request.path, exchange.request_id)
+        with exchange.pass_.running(), traced as trace:
             try:
-                return await relay.handle(request, PROTOCOLS[request.path], exchange)
+                response = await relay.handle(request, PROTOCOLS[request.path], exchange, trace)
+                trace.note(code=response.status)
+                return response
+            except Refuse as refusal:
+                trace.note(code=refusal.error.status)
+                raise
             finally:
+                _tell(trace, exchange)
                 exchange.pass_.charge(exchange.tokens.prompt + exchange.tokens.completion)
 
     def visible() -> list[Route]:
@@ -129,6 +139,16 @@ def add_inference(
         app.router.add_post(path, inference)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{id:.+}", model)
+
+
+def _tell(trace: Stage, exchange: Exchange) -> None:
+    trace.note(
+        model=exchange.model,
+        prompt_tokens=exchange.tokens.prompt,
+        completion_tokens=exchange.tokens.completion,
+    )
+    if exchange.first_token_s is not None:
+        trace.note(first_token_s=exchange.first_token_s)
 
 
 def _table(watch: TableWatch) -> RoutingTable:

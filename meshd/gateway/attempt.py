@@ -21,6 +21,7 @@ from meshd.gateway.resumption import Resumption
 from meshd.gateway.routes import RoutingTable, Target
 from meshd.gateway.speeds import Speeds
 from meshd.gateway.telemetry import Stage
+from meshd.gateway.tokens import Timings
 from meshd.gateway.upstreams import Deadlines, Upstreams
 from meshd.gateway.waits import Wait, Waits
 
@@ -80,7 +81,7 @@ class Attempts:
                     return await self._whole(job, answer, wait, stage)
                 self._prepare(job, chosen, body, began_s)
                 response = await self._delivery.stream(job, answer, wait)
-                stage.measured(job.counted.timings)
+                self._measured(job, stage, job.counted.timings)
                 self.speeds.served(place(model, target), time.monotonic() - began_s)
                 return response
         except TimeoutError:
@@ -102,10 +103,16 @@ class Attempts:
         except Refuse as refusal:
             self._too_long(job, refusal.error)
             raise
-        stage.measured(timings)
+        self._measured(job, stage, timings)
         if job.out.prepared:
             raise Refuse(openai_error.engine_lost(job.exchange.model, "did not stream its answer"))
         return response
+
+    @staticmethod
+    def _measured(job: Job, stage: Stage, timings: Timings | None) -> None:
+        # What an engine elsewhere measured, its own node's gateway tells.
+        if not job.remote:
+            stage.measured(timings)
 
     def _too_long(self, job: Job, error: ApiError) -> None:
         """A prompt that this target's slots do not hold may fit another's.

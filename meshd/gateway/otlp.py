@@ -139,7 +139,9 @@ class _Stage:
     ) -> None:
         if kind is not None:
             # Its text may have come from a client or an engine.
-            self.failed(str(getattr(error, "kind", "")) or kind.__name__)
+            refusal = getattr(error, "error", None)
+            named = getattr(error, "kind", "") or getattr(refusal, "code", "")
+            self.failed(str(named or kind.__name__))
         self._span.end()
 
     def stage(self, name: str, **facts: Fact) -> Stage:

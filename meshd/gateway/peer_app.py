@@ -21,10 +21,15 @@ from meshd.gateway.peer_door import member_of
 from meshd.gateway.relay import Relay
 from meshd.gateway.routes_feed import RoutesFeed
 from meshd.gateway.table_watch import TableWatch
+from meshd.gateway.telemetry import Telemetry
 
 
 def make_peer_app(
-    watch: TableWatch, relay: Relay, metrics: GatewayMetrics, feed: RoutesFeed
+    watch: TableWatch,
+    relay: Relay,
+    metrics: GatewayMetrics,
+    feed: RoutesFeed,
+    telemetry: Telemetry,
 ) -> web.Application:
     """The application, over parts that the caller starts and stops."""
 
@@ -43,7 +48,7 @@ def make_peer_app(
         return web.Response(body=b'{"status":"ok"}', content_type="application/json")
 
     app = bare_app(metrics, members_only)
-    add_inference(app, watch, relay, hop=lambda request: headers.HOP in request.headers)
+    add_inference(app, watch, relay, telemetry, hop=lambda request: headers.HOP in request.headers)
     app.router.add_get("/mesh/health", health)
     app.router.add_get("/mesh/routes", feed.handle)
     app.on_shutdown.append(lambda _: feed.stop())

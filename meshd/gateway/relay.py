@@ -163,7 +163,7 @@ class Relay:
         )
 
     async def _serve(self, job: Job) -> web.StreamResponse:
-        choice = self._choosing.pick(job)
+        choice = self._pick(job)
         self._asked(job, choice)
         while True:
             if isinstance(choice, Chosen) and not self._turns.others_first(job, choice):
@@ -174,7 +174,16 @@ class Relay:
                 await self._turns.wait(job, choice)
             if job.attempts >= _MAX_ATTEMPTS:
                 raise self._turns.refusal(job, Refused(Refusal.UNREACHABLE, choice.route))
+            choice = self._pick(job)
+
+    def _pick(self, job: Job) -> Choice:
+        with job.trace.stage("route") as stage:
             choice = self._choosing.pick(job)
+            if isinstance(choice, Chosen):
+                stage.note(node=choice.target.node, why=choice.why.value)
+            else:
+                stage.note(refused=choice.reason.value)
+            return choice
 
     def _asked(self, job: Job, choice: Choice) -> None:
         """Count it where it enters the mesh."""

@@ -33,6 +33,7 @@ from meshd.gateway.relay import Relay
 from meshd.gateway.routes import Front, RoutingTable
 from meshd.gateway.routes_feed import FeedLimits, RoutesFeed
 from meshd.gateway.table_watch import TableWatch
+from meshd.gateway.telemetry import Telemetry
 from meshd.gateway.tls_buffers import small_tls_buffers
 from meshd.gateway.traffic import TrafficReport
 from meshd.gateway.traffic_count import TrafficCount
@@ -92,6 +93,7 @@ async def running(
     small_tls_buffers()
     metrics = GatewayMetrics(process=options.process_metrics)
     news, certificate, traffic = News(), Certificate(), TrafficCount()
+    telemetry = Telemetry(metrics)
 
     def answers_again() -> None:
         news.tell()
@@ -109,6 +111,7 @@ async def running(
     def changed(table: RoutingTable) -> None:
         upstreams.table_changed(table)
         traffic.table_changed(table)
+        telemetry.table_changed(table)
         feed.table_changed(table)
         door.cut(table.revoked)
         news.tell()
@@ -128,8 +131,8 @@ async def running(
             shutdown_timeout=options.drain_s + _LAST_WORDS_S,
         )
         for app in (
-            make_app(watch, upstreams, relay, metrics, front),
-            make_peer_app(watch, relay, metrics, feed),
+            make_app(watch, upstreams, relay, metrics, telemetry, front),
+            make_peer_app(watch, relay, metrics, feed, telemetry),
         )
     ]
     runner, peer_runner = runners
@@ -180,6 +183,7 @@ async def running(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await upstreams.close()
+        await telemetry.close()
         if kept is not None:
             await kept.save()
         for listener in peers:

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import structlog
@@ -21,6 +22,8 @@ from meshd.gateway.otlp import MAX_WAITING_SPANS, engine_stages
 from meshd.gateway.routes import Front, RoutingTable
 from meshd.gateway.telemetry import OFF, Reported, Telemetry
 from meshd.gateway.tokens import Timings
+from tests.wire.gateway_harness import CHUNKED_END, DONE, SSE_HEAD, Call, chunk, engine, event
+from tests.wire.mesh_harness import node, table
 
 CHAT = "/v1/chat/completions"
 DEADLINE_S = 15.0
@@ -168,6 +171,72 @@ async def test_two_gateways_and_the_client_are_one_trace() -> None:
         assert hop.parent_span_id == receiver.named("engine").span_id
         nodes = {one["service.instance.id"] for one in receiver.services}
         assert nodes == {"entry", "far"}
+
+
+async def test_a_request_over_two_nodes_is_one_trace_from_the_client_to_the_engine(
+    tmp_path: Path,
+) -> None:
+    """Through whole gateways and an engine that measures itself."""
+    heads: list[str] = []
+    last = (
+        b'data: {"choices":[{"index":0,"delta":{}}],"timings":{"prompt_n":7,"prompt_ms":4.0,'
+        b'"predicted_n":2,"predicted_ms":8.0,"cache_n":3}}\n\n'
+    )
+
+    async def answers(call: Call) -> None:
+        heads.append(call.head)
+        await call.send(SSE_HEAD + chunk(event("a")) + chunk(last) + chunk(DONE) + CHUNKED_END)
+
+    path = tmp_path / "e.sock"
+    async with (
+        receiving() as receiver,
+        engine(path, answers),
+        node(tmp_path, "a") as a,
+        node(tmp_path, "b") as b,
+    ):
+        traced = Front(otlp=receiver.url)
+        await b.tell(replace(table([b.own(path)], [a, b]), front=traced))
+        await a.tell(replace(table([b.seen()], [a, b]), front=traced))
+
+        async def both_tell() -> bool:
+            await a.running.post({"model": "m", "stream": True})
+            told = {one["service.instance.id"] for one in receiver.services}
+            return told == {a.id, b.id}
+
+        async with asyncio.timeout(DEADLINE_S):
+            while not await both_tell():
+                await asyncio.sleep(0.1)
+        receiver.spans.clear()
+        parent = {"Traceparent": f"00-{TRACE}-{CALLER}-01"}
+        answer = await a.running.http.post(
+            a.running.base + CHAT, json={"model": "m", "stream": True}, headers=parent
+        )
+        assert b"[DONE]" in await answer.read()
+
+        def ours() -> list[Span]:
+            return [one for one in receiver.spans if one.trace_id.hex() == TRACE]
+
+        await _until(lambda: len(ours()) == 8)
+        by_id = {one.span_id: one for one in ours()}
+        (decode,) = (one for one in ours() if one.name == "decode")
+        names = []
+        span = decode
+        while span.parent_span_id in by_id:
+            span = by_id[span.parent_span_id]
+            names.append(span.name)
+        assert names == ["engine", "chat m", "engine", "chat m"]
+        assert span.parent_span_id.hex() == CALLER
+        assert sorted(one.name for one in ours()) == sorted(
+            ["chat m", "route", "engine", "chat m", "route", "engine", "prefill", "decode"]
+        )
+        facts = _facts(span)
+        assert facts["gen_ai.usage.input_tokens"] == 10
+        assert facts["gen_ai.usage.output_tokens"] == 2
+        assert facts["http.response.status_code"] == 200
+        assert facts["meshd.first_token_s"]
+        inner = by_id[decode.parent_span_id]
+        to_engine = heads[-1].lower().split("traceparent: ")[1].split()[0]
+        assert to_engine == f"00-{TRACE}-{inner.span_id.hex()}-01"
 
 
 async def test_what_a_client_does_not_want_recorded_is_not_but_its_context_goes_on() -> None:
