@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.lab import mesh
+from tests.lab import inside, mesh
 from tests.lab.node import Node
 
 STRANGER = "somebody-elses.service"
@@ -67,3 +67,14 @@ def test_an_engine_stopped_by_hand_is_wanted_and_returns(node: Node) -> None:
     node.systemctl("stop", mesh.ENGINES["small"])
     node.wait(lambda: node.active(mesh.ENGINES["small"]), 30, "small to be started again")
     mesh.settled(node)
+
+
+def test_a_stop_lets_running_answers_end(node: Node) -> None:
+    """The gateway goes first, and its engines only when it has nothing left to do."""
+    mesh.start(node)
+    stream = inside.Stream(node, "tiny", 700)
+    node.wait(lambda: stream.pieces > 3, 30, "the answer to begin")
+    stop(node)
+    answer = stream.result(30)
+    assert answer.error == ""
+    assert answer.whole
