@@ -51,7 +51,8 @@ def bare_host(text: str) -> str:
     """``Name.Example.:8080`` as ``name.example``; an IPv6 address without its brackets."""
     text = text.strip().lower()
     if text.startswith("["):
-        return text[1:].partition("]")[0]
+        address, _, port = text[1:].partition("]")
+        return address if not port or port.startswith(":") else text
     host, colon, port = text.rpartition(":")
     if colon and ":" not in host and (not port or port.isdigit()):
         text = host

@@ -18,6 +18,8 @@ _PLAIN_WORDS = (
     ("did not find expected node content", "a value cannot begin like this", "put it in quotes"),
     ("found incompatible YAML document", "unknown YAML version", "delete the %YAML line"),
     ("found unexpected ':'", "a space is missing after the colon", ""),
+    # libyaml since 0.2.6 has a limit of its own, above ours, and reads ahead of its events.
+    ("exceeded maximum nesting depth", "nested a thousand levels deep", ""),
     ("found unknown directive name", "a line cannot begin with %", "put the value in quotes"),
 )
 # These name where something was opened; the parser's own mark is where the file ended.

@@ -60,8 +60,8 @@ def digest(key: str) -> bytes:
 
 
 def named_well(name: str) -> bool:
-    """Whether it can be a key's name, and that of a file."""
-    return _NAME.fullmatch(name) is not None
+    """Whether it can be a key's name, and that of a file; what looks like a key itself cannot."""
+    return _NAME.fullmatch(name) is not None and not name.startswith("sk-")
 
 
 @lru_cache(maxsize=4096)
