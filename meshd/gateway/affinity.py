@@ -40,9 +40,12 @@ def weight(key: int, target: int, share: float = 1.0) -> float:
     return -share / math.log(((mix(key ^ target) >> 12) + 0.5) / 2.0**52)
 
 
-def capacity(load: int, share: float, shares: float, balance: float = BALANCE) -> int:
-    """The most that a target may have when one more comes.
+def capacity(load: int, slots: int, all_slots: int, balance: float = BALANCE) -> int:
+    """The most that a target may have when one more comes: `balance` times its share.
 
-    :param load: what all targets have now. :param share: the target's part of `shares`.
+    Its share is of the load, or all of its slots if that is more: a free slot is no overload,
+    however idle the others are.
+
+    :param load: what all targets have now.
     """
-    return math.ceil(balance * (load + 1) * share / shares)
+    return math.ceil(balance * slots * max(1.0, (load + 1) / all_slots))

@@ -29,7 +29,9 @@ def for_client(table: RoutingTable, me: str, tls: str) -> RoutingTable:
         replace(
             route,
             # A socket in it would be a path on this machine, named by somebody else.
-            targets=tuple(one for one in route.targets if one.address and not one.socket),
+            targets=tuple(
+                _timeless(one) for one in route.targets if one.address and not one.socket
+            ),
         )
         for route in table.routes
     )
@@ -39,9 +41,14 @@ def for_client(table: RoutingTable, me: str, tls: str) -> RoutingTable:
 def _outside(targets: tuple[Target, ...], address: str) -> Iterator[Target]:
     for target in targets:
         if not target.socket:
-            yield target
+            yield _timeless(target)
         elif address:
-            yield replace(target, socket="", address=address)
+            yield _timeless(replace(target, socket="", address=address))
+
+
+def _timeless(target: Target) -> Target:
+    """Another machine's monotonic clock says nothing here."""
+    return replace(target, since_s=0.0) if target.since_s else target
 
 
 def unchanged(one: RoutingTable, other: RoutingTable) -> bool:
