@@ -24,7 +24,7 @@ from tools.bench_gateway.report import write_section
 from tools.bench_gateway.started import started
 
 _FULL = Effort(rounds=5, rate_s=2.0, stream_s=4.0, held=1000)
-_QUICK = Effort(rounds=2, rate_s=1.0, stream_s=1.5, held=1000)
+_QUICK = Effort(rounds=2, rate_s=0.5, stream_s=0.7, held=1000)
 _QUICK_NAMES = tuple(name for name in proxies.ALL if name != "litellm")
 _OPEN_FILES = 8192
 

@@ -61,21 +61,24 @@ async def measure(
 ) -> list[Figures]:
     """Proxy after proxy in short turns, so that a busy moment of the machine hits all of them."""
     found = [Figures(one.proxy.name) for one in standing]
+    pairs = [*zip(standing, found, strict=True)]
     for number in range(effort.rounds):
         say(f"round {number + 1} of {effort.rounds}: requests/s")
-        for one, figures in zip(standing, found, strict=True):
+        for one, figures in pairs:
             figures.small.append(await _rate(one, SMALL_BYTES, effort.small_clients, effort))
             figures.large.append(await _rate(one, LARGE_BYTES, effort.large_clients, effort))
         for streams in STREAMS:
             say(f"round {number + 1} of {effort.rounds}: {streams} streams")
-            for one, figures in zip(standing, found, strict=True):
+            for one, figures in pairs:
                 shape = effort.shape(streams)
                 with _no_collector():
                     seen = await measure_streams(one.port, one.tree, shape, effort.stream_s)
                 figures.streamed.setdefault(streams, []).append(seen)
+        # Nobody is always the one after LiteLLM.
+        pairs = pairs[1:] + pairs[:1]
     if effort.held:
         say(f"{effort.held} streams held")
-        for one, figures in zip(standing, found, strict=True):
+        for one, figures in pairs:
             if one.tree.pid is not None:
                 figures.held = await measure_held(one.port, one.tree, effort.held, timeout_s=20.0)
                 await asyncio.sleep(0.5)
@@ -129,9 +132,9 @@ def over(
     :param direct: None for the percentile itself.
     """
     found = []
-    for number, one in enumerate(mine):
+    for one, other in zip(mine, [None] * len(mine) if direct is None else direct, strict=False):
         value = percentile(values(one), share)
-        base = 0.0 if direct is None else percentile(values(direct[number]), share)
+        base = 0.0 if other is None else percentile(values(other), share)
         if value is not None and base is not None:
             found.append(value - base)
     return statistics.median(found) if found else None

@@ -15,6 +15,8 @@ FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 # Fixed, so that two runs on different days compare; renewed by hand.
 SMG = "smg==1.13.0"
 LITELLM = "litellm[proxy]==1.106.2"
+# Its server takes the faster of its two parsers only where this is there as well.
+LITELLM_BESIDE = ("httptools==0.9.0",)
 # Only wheels: a router is not built from source here.
 _PIP = ("install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:")
 _INSTALL_S = 900
@@ -25,19 +27,20 @@ class MissingError(Exception):
     """It cannot be measured here; the message says why, in one line."""
 
 
-def venv_with(name: str, requirement: str) -> Path:
-    """The ``bin`` folder of a virtual environment that has this package and nothing else.
+def venv_with(name: str, *requirements: str) -> Path:
+    """The ``bin`` folder of a virtual environment of its own with these packages.
 
     :raises MissingError: it cannot be installed.
     """
     venv = FOLDER / name
     stamp = venv / ".installed"
-    if not (stamp.is_file() and stamp.read_text() == requirement):
-        print(f"Installing {requirement} into {venv} ...", file=sys.stderr, flush=True)
+    wanted = " ".join(requirements)
+    if not (stamp.is_file() and stamp.read_text() == wanted):
+        print(f"Installing {wanted} into {venv} ...", file=sys.stderr, flush=True)
         shutil.rmtree(venv, ignore_errors=True)
         _ran([sys.executable, "-m", "venv", str(venv)])
-        _ran([str(venv / "bin" / "python"), "-m", "pip", *_PIP, requirement])
-        stamp.write_text(requirement)
+        _ran([str(venv / "bin" / "python"), "-m", "pip", *_PIP, *requirements])
+        stamp.write_text(wanted)
     return venv / "bin"
 
 

@@ -20,6 +20,8 @@ from tools.bench_gateway.installs import MissingError
 
 ROOT = Path(__file__).resolve().parents[2]
 
+_SLOTS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -76,7 +78,8 @@ def meshd_at(revision: str) -> Callable[[Place], Proxy]:
 
 def _meshd(place: Place, tree: Path, name: str) -> Proxy:
     """As its unit runs it: from a routing table, to an engine on a Unix socket."""
-    target = Target("local", str(place.stub_socket), ready=True, slots=4)
+    # More slots than there are streams: waiting for one is not what is measured.
+    target = Target("local", str(place.stub_socket), ready=True, slots=_SLOTS)
     routes = place.folder / "routes.json"
     route = Route(MODEL, ModelState.READY, (target,))
     write_table(routes, RoutingTable(generation=1, routes=(route,)))
@@ -100,12 +103,14 @@ def smg(place: Place) -> Proxy:
 
 
 def litellm(place: Place) -> Proxy:
-    programs = installs.venv_with("litellm", installs.LITELLM)
+    programs = installs.venv_with("litellm", installs.LITELLM, *installs.LITELLM_BESIDE)
     config = place.folder / "litellm.yaml"
     config.write_text(
         f"model_list:\n- model_name: {MODEL}\n  litellm_params:\n    model: openai/{MODEL}\n"
         f"    api_base: http://127.0.0.1:{place.stub}/v1\n    api_key: none\n"
         "litellm_settings:\n  telemetry: false\n"
+        # Without keys, as the others: its cheapest way.
+        "general_settings:\n  dangerously_permit_weak_or_unset_master_key: true\n"
     )
     command = (str(programs / "python"), str(programs / "litellm"), "--config", str(config))
     return Proxy(

@@ -1,0 +1,1 @@
+"""Replays recorded conversations against simulated replicas, for each way to route them."""
