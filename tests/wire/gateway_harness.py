@@ -155,8 +155,10 @@ def streaming(pieces: Iterable[bytes], *, end: bytes = CHUNKED_END) -> Script:
     return script
 
 
-def table_of(*paths: Path, model: str = "m", generation: int = 1, **more: object) -> RoutingTable:
-    targets = tuple(Target("local", str(path), True, 4) for path in paths)
+def table_of(
+    *paths: Path, model: str = "m", generation: int = 1, slots: int = 4, **more: object
+) -> RoutingTable:
+    targets = tuple(Target("local", str(path), True, slots) for path in paths)
     route = Route(model, ModelState.READY, targets, aliases=("nick",))
     # Tests of refusals do not wait for what will not come.
     more.setdefault("front", Front(wait_s=0))

@@ -166,7 +166,9 @@ async def test_connections_to_an_engine_are_kept(tmp_path: Path) -> None:
         assert len({id(call.writer) for call in scripted.calls}) == 1
 
 
-async def test_death_within_an_answer_that_is_not_a_stream_is_a_502(tmp_path: Path) -> None:
+async def test_death_within_an_answer_that_is_not_a_stream_is_tried_elsewhere(
+    tmp_path: Path,
+) -> None:
     async def script(call: Call) -> None:
         await call.send(plain("200 OK", b'{"half": 1}')[:-5])
         call.writer.close()
@@ -174,8 +176,14 @@ async def test_death_within_an_answer_that_is_not_a_stream_is_a_502(tmp_path: Pa
     path = tmp_path / "e.sock"
     async with engine(path, script), gateway(tmp_path, table_of(path)) as node:
         status, body, _ = await node.post({"model": "m"})
-        assert status == 502
-        assert _error(body)["code"] == "engine_lost"
+        assert status == 503
+        assert _error(body)["code"] == "model_unreachable"
+        other = tmp_path / "o.sock"
+        async with engine(other, answering()):
+            await node.replace(table_of(path, other, generation=2))
+            status, body, headers = await node.post({"model": "m"})
+            assert (status, headers["X-Mesh-Attempts"]) == (200, "2")
+            assert json.loads(body) == {"said": "pong"}
 
 
 async def test_an_engine_that_never_answers_is_a_504(tmp_path: Path) -> None:

@@ -238,7 +238,9 @@ async def test_a_client_that_stops_within_its_body_is_not_waited_for(tmp_path: P
     async with gateway(tmp_path, table_of(tmp_path / "e.sock"), deadlines=deadlines) as node:
         host, port = node.base.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{{".encode())
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{{".encode()
+        )
         assert (await asyncio.wait_for(reader.readline(), 5)).split()[1] == b"408"
         writer.close()
 

@@ -269,7 +269,7 @@ async def test_two_hundred_streams_at_once_are_all_whole(tmp_path: Path) -> None
     patient = Deadlines(connect=30)
     async with (
         engine(path, script),
-        gateway(tmp_path, table_of(path), deadlines=patient) as node,
+        gateway(tmp_path, table_of(path, slots=streams), deadlines=patient) as node,
     ):
         answers = await asyncio.gather(
             *(node.post({"model": "m", "stream": True}) for _ in range(streams))
