@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -53,6 +54,8 @@ class Space:
 
 @pytest.fixture
 def space() -> Iterator[Space]:
+    if shutil.which("nft") is None:
+        pytest.skip("needs nft: apt-get install nftables")
     number = next(_numbers)
     tag = f"{os.getpid() % 1_000_000}{number}"
     name, link, net = f"gw{tag}", f"gw{tag}", f"10.94.{os.getpid() % 250}"

@@ -180,7 +180,12 @@ async def test_death_within_an_answer_that_is_not_a_stream_is_tried_elsewhere(
         assert _error(body)["code"] == "model_unreachable"
         other = tmp_path / "o.sock"
         async with engine(other, answering()):
-            await node.replace(table_of(path, other, generation=2))
+            await asyncio.to_thread(write_table, node.routes, table_of(path, other, generation=2))
+
+            async def told() -> bool:
+                return await node.metric("meshd_gateway_table_generation") == 2
+
+            await until(told)
             status, body, headers = await node.post({"model": "m"})
             assert (status, headers["X-Mesh-Attempts"]) == (200, "2")
             assert json.loads(body) == {"said": "pong"}

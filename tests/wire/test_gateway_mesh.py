@@ -403,7 +403,8 @@ async def test_without_a_certificate_nothing_is_sent(tmp_path: Path) -> None:
     path = tmp_path / "e.sock"
     async with engine(path, answering()) as far, mesh(tmp_path, "a", "b") as (a, b):
         await b.tell(table([b.own(path)], [a, b]))
-        bare = RoutingTable(generation=99, node=a.id, routes=table([b.seen()]).routes)
+        routes = table([b.seen()])
+        bare = RoutingTable(generation=99, node=a.id, routes=routes.routes, front=routes.front)
         await asyncio.to_thread(write_table, a.running.routes, bare)
 
         async def refused() -> bool:

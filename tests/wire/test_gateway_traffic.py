@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aiohttp import web
 
-from meshd.gateway.routes import ModelState
+from meshd.gateway.routes import Front, ModelState
 from meshd.gateway.traffic import PATH, ModelTraffic, TrafficReport, decode
 from tests.wire.gateway_harness import DONE, Call, engine, event, plain, streaming, until
 from tests.wire.mesh_harness import node, table
@@ -105,14 +105,17 @@ async def test_what_runs_now_and_who_does_not_answer(tmp_path: Path) -> None:
     ):
         async with node(tmp_path, "b") as b:
             gone = b.seen(slots=64)
-        await a.tell(table([gone, a.own(path, slots=1)], [a, b]))
+        routes = table([gone, a.own(path, slots=1)], [a, b])
+        await a.tell(replace(routes, front=Front(wait_s=60)))
         asking = [asyncio.create_task(a.post({"model": "m"})) for _ in range(3)]
 
         def busy() -> bool:
-            return bool(heard.reports) and heard.said("m").in_flight == 3
+            return bool(heard.reports) and heard.said("m").in_flight == 2
 
         await until(busy)
-        assert heard.said("m").waiting == 2
+        # The engine has one more than it has slots; the third waits in the gateway.
+        assert heard.said("m").waiting == 1
+        assert await a.metric('meshd_num_requests_waiting{model="m"}') == 1
         assert heard.reports[-1].unreachable == (gone.node,)
         count = len(heard.reports)
         go.set()
