@@ -161,6 +161,7 @@ def front(settings: GatewaySettings) -> Front:
         key=settings.tls.key,
         wait_s=settings.wait_s,
         queue=settings.queue,
+        local_keys=settings.local_keys,
         otlp=settings.otlp,
     )
 

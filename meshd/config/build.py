@@ -95,6 +95,7 @@ def to_data(config: Config) -> dict[str, Any]:
             },
             "wait": format_duration(config.gateway.wait_s),
             "queue": config.gateway.queue,
+            "local_keys": config.gateway.local_keys,
             "otlp": config.gateway.otlp,
         },
         "console": {"enabled": config.console.enabled, "listen": config.console.listen},
@@ -157,8 +158,9 @@ def _gateway(data: Section) -> GatewaySettings:
         given["wait_s"] = parse_duration(data["wait"])
     if "queue" in data:
         given["queue"] = int(data["queue"])
-    if "otlp" in data:
-        given["otlp"] = data["otlp"]
+    for key in ("local_keys", "otlp"):
+        if key in data:
+            given[key] = data[key]
     return GatewaySettings(**given)
 
 

@@ -133,7 +133,8 @@ class GatewaySettings:
     """:ivar hosts: names under which clients may reach it, beside this machine's own.
 
     :ivar origins: of web pages that may use it. :ivar wait_s: how long a request may wait for its
-        model. :ivar queue: how many may. :ivar otlp: URL that takes traces, "" for none.
+        model. :ivar queue: how many may. :ivar local_keys: clients of this machine need a
+        key too. :ivar otlp: URL that takes traces, "" for none.
     """
 
     listen: tuple[str, ...] = ("127.0.0.1:9337",)
@@ -143,6 +144,7 @@ class GatewaySettings:
     tls: TlsSettings = field(default_factory=TlsSettings)
     wait_s: int = 120
     queue: int = 256
+    local_keys: bool = False
     otlp: str = ""
 
 

@@ -4,8 +4,9 @@
 from                    needs
 ======================  ================================================================
 this machine            nothing; a key that is known counts all the same, any other is
-                        ignored. Once there are keys, what a reverse proxy passed on
-                        (``Forwarded``, ``X-Forwarded-For``) counts as from elsewhere
+                        ignored. With `gateway.local_keys`: as from elsewhere, once keys exist
+through a reverse       as from elsewhere, wherever the proxy is, if it says so (`passed_on`)
+proxy
 elsewhere, keys exist   a known key, as ``Authorization: Bearer`` or ``X-Api-Key``
 elsewhere, no keys      nobody is served
 another node            nothing: whose client it is has checked it (`OPEN`)
@@ -15,6 +16,7 @@ another node            nothing: whose client it is has checked it (`OPEN`)
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +35,15 @@ NO_KEYS = (
     "This gateway has no API keys, so it serves its own machine only. "
     "Make one there: meshd keys add NAME"
 )
+NO_GOOD_KEYS = (
+    "The files with this gateway's API keys cannot be used, so it serves its own machine only. "
+    "What is wrong with them is in its log, and there: meshd keys list"
+)
 _BUSY_RETRY_S = 1
+# What reverse proxies and tunnels add to a request that they pass on. nginx adds none by itself.
+_PASSED_ON = frozenset(
+    {"forwarded", "via", "x-forwarded-for", "x-real-ip", "cf-connecting-ip", "true-client-ip"}
+)
 
 
 class Pass:
@@ -130,9 +140,21 @@ class Gate:
         return bool(self._ring().by_digest)
 
     @property
+    def closed(self) -> str:
+        """Why other machines are not served, "" when they are."""
+        ring = self._ring()
+        if ring.by_digest:
+            return ""
+        return NO_GOOD_KEYS if ring.configured else NO_KEYS
+
+    @property
     def errors(self) -> tuple[str, ...]:
         """Of files with keys that cannot be used now, one line each."""
         return self._ring().errors
+
+    def keys_changed(self, ring: KeyRing) -> None:
+        """Forget what is not needed any more of keys that are gone."""
+        self.accounts.keep(ring.names, self._clock())
 
     def admit(self, request: web.Request) -> Pass:
         """Who asks. Nothing of the body is needed.
@@ -141,18 +163,23 @@ class Gate:
         """
         return self.check(request.headers, here=from_here(request.transport))
 
-    def check(self, headers: Mapping[str, str], *, here: bool) -> Pass:
-        """As `admit`, without a request. :param here: it came in over loopback."""
+    def check(self, headers: Mapping[str, str], *, here: bool, local_keys: bool = False) -> Pass:
+        """As `admit`, without a request.
+
+        :param here: it came in over loopback.
+        :param local_keys: that alone is not enough, once somebody has made keys.
+        """
         ring = self._ring()
+        free = here and not passed_on(headers) and not (local_keys and ring.configured)
         if not ring.by_digest:
-            if here:
+            if free:
                 return OPEN
-            raise Refuse(ApiError(403, NO_KEYS, "permission_error", code="no_api_keys"))
+            raise Refuse(ApiError(403, self.closed, "permission_error", code="no_api_keys"))
         sent = key_in(headers)
         key = ring.find(sent) if sent else None
         if key is not None and (key.expires_s is None or self._now() < key.expires_s):
             return Pass(key, self.accounts.of(key, self._clock()), self._clock)
-        if here and "Forwarded" not in headers and "X-Forwarded-For" not in headers:
+        if free:
             return OPEN
         if key is not None:
             why = f"The API key {key.name!r} has expired."
@@ -171,6 +198,18 @@ def key_in(headers: Mapping[str, str]) -> str:
     return headers.get("X-Api-Key", "").strip()
 
 
+def passed_on(headers: Mapping[str, str]) -> bool:
+    """Whether a proxy says that it asks for another machine.
+
+    One that asks for this machine itself, as servers for web developers do, does not count.
+    """
+    if not any(name in headers for name in _PASSED_ON):
+        return False
+    # Of a multidict these are all, also where a header is there twice.
+    said = [value for name, value in headers.items() if name.lower() in _PASSED_ON]
+    return not all(_own(one) for value in said for one in value.split(","))
+
+
 def from_here(transport: asyncio.BaseTransport | None) -> bool:
     """Whether a connection came in over loopback or a Unix socket, so from this machine."""
     place = transport.get_extra_info("sockname") if transport is not None else None
@@ -182,6 +221,15 @@ def from_here(transport: asyncio.BaseTransport | None) -> bool:
 def loopback(host: str) -> bool:
     """:param host: an address as the socket API writes it."""
     return host.startswith(("127.", "::ffff:127.")) or host == "::1"
+
+
+def _own(client: str) -> bool:
+    """:param client: an address as proxies write it, anything else is none of ours."""
+    try:
+        address = ipaddress.ip_address(client.strip())
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def shown_time(standing: Standing) -> str:

@@ -97,6 +97,7 @@ class Front:
     :ivar key: PEM file with its key.
     :ivar wait_s: how long a request may wait until its model can take it; 0 for not at all.
     :ivar queue: requests that may wait at once.
+    :ivar local_keys: clients of this machine need a key too, once there are keys.
     :ivar otlp: URL that takes traces over OTLP/HTTP, "" for none.
     """
 
@@ -106,6 +107,7 @@ class Front:
     key: str = ""
     wait_s: float = 120.0
     queue: int = 256
+    local_keys: bool = False
     otlp: str = ""
 
 

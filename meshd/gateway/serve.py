@@ -23,7 +23,7 @@ from meshd.gateway.client_door import ClientDoor
 from meshd.gateway.client_tls import ClientTls
 from meshd.gateway.crowd import CrowdLimits
 from meshd.gateway.front_door import FrontDoor
-from meshd.gateway.gate import NO_KEYS, Gate, loopback
+from meshd.gateway.gate import Gate, loopback
 from meshd.gateway.key_watch import KeyWatch
 from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.news import News
@@ -101,7 +101,7 @@ async def running(
 
     upstreams = Upstreams(options.deadlines, metrics, certificate, answers_again)
     feed = RoutesFeed(options.feed, asking)
-    keys = KeyWatch(options.keys, lambda ring: gate.accounts.keep(ring.names))
+    keys = KeyWatch(options.keys, lambda ring: gate.keys_changed(ring))
     gate = Gate(lambda: keys.ring)
     kept = AccountsFile(options.accounts, gate.accounts) if options.accounts else None
 
@@ -230,8 +230,9 @@ async def serve(
     async with running(options, sockets, peers) as gateway:
         addresses = gateway.door.addresses
         _log.info("gateway ready", addresses=[_shown(place) for place in addresses])
-        if not gateway.front.gate.configured and not all(map(_from_here_only, addresses)):
-            _log.warning("other machines are not served", reason=NO_KEYS)
+        closed = gateway.front.gate.closed
+        if closed and not all(map(_from_here_only, addresses)):
+            _log.warning("other machines are not served", reason=closed)
         notifier.ready()
         feeding = asyncio.create_task(_feed_watchdog(notifier))
         await stop.wait()
