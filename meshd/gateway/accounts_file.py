@@ -16,11 +16,13 @@ import msgspec
 import structlog
 
 from meshd.files import write_atomically
-from meshd.gateway.accounts import Accounts
+from meshd.gateway.accounts import Accounts, History
 
 SCHEMA = 1
 MAX_BYTES = 16 * 1024 * 1024
 _EVERY_S = 10.0
+
+_Used = dict[str, tuple[tuple[int, int], ...]]
 
 _log = structlog.get_logger("meshd.gateway")
 
@@ -49,7 +51,7 @@ class AccountsFile:
         self._accounts = accounts
         self._clock = clock
         self._now = now
-        self._written: dict[str, int] = {}
+        self._written: _Used = {}
         self._failed = False
 
     async def load(self) -> None:
@@ -73,8 +75,8 @@ class AccountsFile:
     async def save(self) -> None:
         """Write it, if anything was used since the last time."""
         history = self._accounts.history(self._clock())
-        sums = {name: sum(tokens for _, tokens in pairs) for name, pairs in history.items()}
-        if sums == self._written:
+        used = _used(history, self._clock())
+        if used == self._written:
             return
         data = msgspec.json.encode(_Saved(SCHEMA, self._now(), history))
         try:
@@ -84,7 +86,15 @@ class AccountsFile:
                 _log.warning("token budgets cannot be kept", error=f"{self._path}: {error}")
             self._failed = True
         else:
-            self._written, self._failed = sums, False
+            self._written, self._failed = used, False
+
+
+def _used(history: History, now_s: float) -> _Used:
+    """What does not change by itself, as ages do."""
+    return {
+        name: tuple((round(now_s - age_s), tokens) for age_s, tokens in pairs)
+        for name, pairs in history.items()
+    }
 
 
 def _write(path: Path, data: bytes) -> None:

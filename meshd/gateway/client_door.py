@@ -19,7 +19,7 @@ from aiohttp import web
 
 from meshd.gateway.client_connection import ClientConnection
 from meshd.gateway.client_tls import ClientTls
-from meshd.gateway.crowd import Crowd, CrowdLimits, limits_for
+from meshd.gateway.crowd import Crowd, CrowdLimits, household, limits_for
 from meshd.gateway.gate import from_here
 from meshd.gateway.patient_socket import set_patience
 
@@ -225,7 +225,7 @@ def _gone() -> None:
 
 def _address(transport: asyncio.Transport) -> str:
     peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else "?"
+    return household(str(peer[0])) if isinstance(peer, tuple) else "?"
 
 
 def _be_patient(transport: asyncio.Transport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 
 _TOTAL = 16_384
@@ -22,6 +23,20 @@ def limits_for(descriptors: int) -> CrowdLimits:
     """:param descriptors: that this process may open; a request needs two, one to its engine."""
     total = min(_TOTAL, max(64, (descriptors - _SPARE) // 2))
     return CrowdLimits(total, min(_EACH, max(16, total // 2)))
+
+
+def household(host: str) -> str:
+    """What counts as one address: of IPv6 a /64, all of which is anybody's who has one of it.
+
+    :param host: as the socket API writes it.
+    """
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 class Crowd:

@@ -9,6 +9,9 @@ from aiohttp import web
 
 from meshd.gateway.openai_error import BUSY_RETRY_S, ApiError, unavailable
 
+# On the whole a body must come this fast, which a modem of 56 kbit/s can: else a client that sends
+# a byte now and then holds its connection, and what it sent, for hours.
+LEAST_BYTES_PER_S = 4096
 # So many of the largest bodies may be in memory at once.
 _LARGEST_AT_ONCE = 8
 
@@ -36,6 +39,8 @@ class Intake:
     async def read(self, request: web.Request, limit_bytes: int) -> bytes:
         """The whole body; `give_back` its length when it was sent on.
 
+        It may take `piece_s` and as long as its size takes at `LEAST_BYTES_PER_S`.
+
         :raises Refuse: it is too large, too slow, broken, or there is no room now.
         """
         if (request.content_length or 0) > limit_bytes:
@@ -45,9 +50,15 @@ class Intake:
         try:
             async with asyncio.timeout(self._piece_s) as deadline:
                 loop = asyncio.get_running_loop()
+                latest_s = loop.time() + self._piece_s
                 while piece := await request.content.readany():
-                    deadline.reschedule(loop.time() + self._piece_s)
                     size_bytes += len(piece)
+                    deadline.reschedule(
+                        min(
+                            loop.time() + self._piece_s,
+                            latest_s + size_bytes / LEAST_BYTES_PER_S,
+                        )
+                    )
                     self.held_bytes += len(piece)
                     pieces.append(piece)
                     if size_bytes > limit_bytes:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 _PERIODS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "day": 86400.0}
+LONGEST_S = max(_PERIODS_S.values())
 _MULTIPLES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 _QUOTA = re.compile(r"([1-9][0-9]{0,11})([kMG]?)/(s|min|h|day)", re.ASCII)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from meshd.gateway.accounts import Accounts
 from meshd.gateway.accounts_file import AccountsFile
 from meshd.gateway.budget import SLOTS, Standing, Window
-from meshd.gateway.crowd import Crowd, CrowdLimits, limits_for
+from meshd.gateway.crowd import Crowd, CrowdLimits, household, limits_for
 from meshd.gateway.gate import shown_time
 from meshd.keys.key import ApiKey
 from meshd.keys.quota import Quota
@@ -101,11 +101,35 @@ def test_accounts_of_keys_that_are_gone_are_forgotten_when_nothing_runs() -> Non
     key = ApiKey("a", b"", tokens=Quota(10, 60.0))
     account = accounts.of(key, 0.0)
     account.running = 1
-    accounts.keep(["b"])
+    accounts.keep(["b"], 0.0)
     assert accounts.of(key, 0.0) is account
     account.running = 0
-    accounts.keep([])
+    accounts.keep([], 0.0)
     assert accounts.of(key, 0.0) is not account
+
+
+def test_a_key_that_comes_back_has_its_debts_still() -> None:
+    accounts = Accounts()
+    key = ApiKey("a", b"", rate=Quota(5, 60.0), tokens=Quota(1000, 86400.0))
+    window = accounts.of(key, 100.0).tokens
+    assert window is not None
+    window.take(900, 100.0)
+    # Its file is empty for a moment, or `meshd keys remove` and `add` are called.
+    accounts.keep([], 200.0)
+    assert accounts.history(200.0)["a"][0][1] == 900
+    accounts.keep(["a"], 201.0)
+    tokens = accounts.of(ApiKey("a", b"new", tokens=Quota(1000, 86400.0)), 300.0).tokens
+    assert tokens is not None
+    assert tokens.standing(300.0).remaining == 100
+    # The day is counted from when they were used.
+    assert tokens.standing(100.0 + 86400.0 + 1440.0 + 1.0).remaining == 1000
+
+
+def test_what_is_remembered_of_keys_that_are_gone_ends_and_is_bounded() -> None:
+    accounts = Accounts()
+    accounts.remember({f"k{number}": [(0.0, 1)] for number in range(10_500)}, 0.0)
+    assert len(accounts.history(1.0)) == 10_000
+    assert accounts.history(2 * 86400.0) == {}
 
 
 async def test_token_budgets_outlive_a_restart(tmp_path: Path) -> None:
@@ -121,6 +145,9 @@ async def test_token_budgets_outlive_a_restart(tmp_path: Path) -> None:
     written = path.stat().st_mtime_ns
     await kept.save()
     assert path.stat().st_mtime_ns == written  # nothing new
+    first.keep([], 100.0)
+    await kept.save()
+    assert path.stat().st_mtime_ns == written  # gone, and not forgotten
     assert path.stat().st_mode & 0o777 == 0o600
 
     second = Accounts()
@@ -133,6 +160,24 @@ async def test_token_budgets_outlive_a_restart(tmp_path: Path) -> None:
     assert tokens.standing(8.0).remaining == 300
     day_after = tokens.standing(8.0 + 86400.0 + 1440.0)
     assert day_after.remaining == 1000
+
+
+async def test_as_much_used_later_is_written_too(tmp_path: Path) -> None:
+    """A steady load has the same sum all the time; its ages must not grow old in the file."""
+    path, now = tmp_path / "t.json", [0.0]
+    accounts = Accounts()
+    key = ApiKey("a", b"", tokens=Quota(100, 60.0))
+    kept = AccountsFile(path, accounts, clock=lambda: now[0], now=lambda: 1e9 + now[0])
+    for now[0] in (1000.0, 1100.0):
+        window = accounts.of(key, now[0]).tokens
+        assert window is not None
+        window.take(100, now[0])
+        await kept.save()
+    again = Accounts()
+    await AccountsFile(path, again, clock=lambda: 5.0, now=lambda: 1e9 + 1101.0).load()
+    tokens = again.of(key, 5.0).tokens
+    assert tokens is not None
+    assert tokens.standing(5.0).remaining == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"schema": 2, "saved_s": 1, "tokens": {}}', b"\xff"])
@@ -170,6 +215,20 @@ def test_a_crowd_is_bounded_in_all_and_by_address() -> None:
     crowd.leave("a")
     crowd.leave("b")
     assert [crowd.enter("a"), crowd.enter("c"), crowd.total] == ["", "", 5]
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("?", "?"),
+    ],
+)
+def test_who_has_a_whole_network_counts_as_one(host: str, counted: str) -> None:
+    assert household(host) == counted
 
 
 @given(st.integers(0, 10**6))
