@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-# OpenAI's and Anthropic's SDKs send theirs with every request, in seconds.
-HEADERS = ("X-Request-Timeout", "X-Stainless-Timeout")
+# The first is what a person or another gateway writes. The others are what OpenAI's and Anthropic's
+# SDKs send of their own timeout, in seconds: for the whole request, or between two pieces.
+HEADERS = ("X-Request-Timeout", "X-Stainless-Timeout", "X-Stainless-Read-Timeout")
 # So that an answer still reaches a client that is about to give up.
-_MARGIN_S = 1.0
+_MARGIN_SHARE = 0.05
+_MARGIN_MOST_S = 1.0
 
 
 def client_limit_s(headers: Mapping[str, str]) -> float:
-    """Seconds that it may be kept waiting, infinite where it does not say."""
-    limits = [limit_s for name in HEADERS if (limit_s := _seconds(headers.get(name, ""))) > 0]
-    return max(0.0, min(limits, default=math.inf) - _MARGIN_S)
+    """Seconds that it may be kept waiting, infinite where it does not say.
+
+    :param headers: case-insensitive. What is no number of seconds above 0 is passed over.
+    """
+    said = (_seconds(headers.get(name, "")) for name in HEADERS)
+    return min(
+        (one - min(_MARGIN_MOST_S, one * _MARGIN_SHARE) for one in said if one > 0),
+        default=math.inf,
+    )
 
 
 def _seconds(text: str) -> float:
     try:
-        seconds = float(text)
+        seconds = float(text[:32])
     except ValueError:
         return 0.0
     return seconds if math.isfinite(seconds) else 0.0

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+from meshd.keys.key import MOST_PRIORITY
+
 T = TypeVar("T")
 
 HEAD_START_S = 15.0
 """By which one level of priority goes before the next."""
 
-PRIORITY_MOST = 8
-"""Priorities lie between minus this and this; 0 is the usual one."""
+PRIORITY_MOST = MOST_PRIORITY
+"""Priorities lie between minus this and this, as in files with keys; 0 is the usual one."""
 
 # Of what is still free one key may take so many times as much: alone it gets four fifths of all.
 _SHARE_OF_FREE = 4
