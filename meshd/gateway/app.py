@@ -21,6 +21,7 @@ from meshd.gateway.front_door import FrontDoor
 from meshd.gateway.intake import Refuse
 from meshd.gateway.metrics import NO_MODEL, UNKNOWN_MODEL, Answered, GatewayMetrics
 from meshd.gateway.openai_error import ApiError
+from meshd.gateway.openapi import document
 from meshd.gateway.protocols import OPENAI, PROTOCOLS, Dialect, dialect_of, error_body
 from meshd.gateway.relay import Relay
 from meshd.gateway.resolve import resolve
@@ -62,6 +63,9 @@ def make_app(
             report |= front.report()
         return _json(report, status=200 if ready else 503)
 
+    async def described(_: web.Request) -> web.Response:
+        return web.Response(body=document.encoded(), content_type="application/json")
+
     async def exposition(request: web.Request) -> web.Response:
         text, content_type = metrics.exposition(request.headers.get("Accept", ""))
         return web.Response(body=text, headers={"Content-Type": content_type})
@@ -71,6 +75,7 @@ def make_app(
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", exposition)
+    app.router.add_get(document.PATH, described)
     return app
 
 

@@ -80,7 +80,7 @@ class ClientConnection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):  # of aiohttp itself, such as for `Expect:`
-            resp = _response(ApiError(resp.status, resp.text or resp.reason))
+            resp = _response(_refused(resp))
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
@@ -110,7 +110,8 @@ class ClientConnection(RequestHandler):
             raise ConnectionError("the answer was begun already")
         if status >= 500:
             _log.error("the gateway failed", exc_info=exc)
-            error = ApiError(status, "The gateway failed; its log says why.", "server_error")
+            message = "The gateway failed; its log says why."
+            error = ApiError(status, message, "server_error", code="internal")
         else:
             error = _broken(status, exc, message or "")
             _log.debug("request is not HTTP", code=error.status)
@@ -121,6 +122,12 @@ class ClientConnection(RequestHandler):
 
 def _nothing() -> None:
     """Until it is counted, nobody needs to hear that it ended."""
+
+
+def _refused(refusal: web.HTTPException) -> ApiError:
+    """What aiohttp refuses before any endpoint sees it."""
+    code = "expectation_failed" if refusal.status == 417 else "invalid_http"
+    return ApiError(refusal.status, refusal.text or refusal.reason, code=code)
 
 
 def _broken(status: int, exc: BaseException | None, message: str) -> ApiError:

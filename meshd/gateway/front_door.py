@@ -20,11 +20,14 @@ from meshd.gateway import cors
 from meshd.gateway.gate import NO_KEYS, OPEN, Gate, Pass, from_here
 from meshd.gateway.intake import Refuse
 from meshd.gateway.openai_error import ApiError
+from meshd.gateway.openapi import document
 from meshd.gateway.routes import Front
 from meshd.host_check import HostCheck
 
-ALWAYS_OPEN = frozenset({"/healthz"})
-"""Paths that need no key: whoever balances load between nodes has none. They say nothing."""
+ALWAYS_OPEN = frozenset({"/healthz", document.PATH})
+"""Paths that need no key. Whoever balances load between nodes has none; and what reads the API's
+document, to make a client of it, seldom sends one. Neither says anything of this mesh.
+"""
 
 
 class FrontDoor:

@@ -1,0 +1,163 @@
+"""The bodies of answers: the engines' as far as clients rely on them, and the gateway's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from meshd.gateway.openapi.requests import (
+    BOOLEAN,
+    COUNT,
+    NUMBER,
+    OBJECT,
+    STRING,
+    Schema,
+    either,
+    ref,
+    several,
+)
+from meshd.gateway.routes import ModelState
+
+_NULL: Schema = {"type": "null"}
+
+
+def _object(*required: str, **properties: Schema) -> Schema:
+    return {"type": "object", "required": [*required], "properties": properties}
+
+
+def _all(**properties: Schema) -> Schema:
+    return _object(*properties, **properties)
+
+
+def _word(text: str) -> Schema:
+    return {"const": text}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return either(schema, _NULL)
+
+
+_OPENAI_USAGE = _object("prompt_tokens", prompt_tokens=COUNT, total_tokens=COUNT)
+_ERROR_WORDS: Mapping[str, Schema] = {
+    "message": STRING,
+    "type": STRING,
+    "param": _or_null(STRING),
+    "code": _or_null(STRING),
+}
+
+ANSWERS: Mapping[str, Schema] = {
+    "ChatAnswer": _object(
+        "id", "object", "created", "model", "choices", "usage",
+        id=STRING,
+        object=_word("chat.completion"),
+        created=COUNT,
+        model=STRING,
+        choices=several(
+            _object(
+                "index", "message", "finish_reason",
+                index=COUNT,
+                message=_object("role", role=STRING, content=_or_null(STRING)),
+                finish_reason=_or_null(STRING),
+            )
+        ),
+        usage=_OPENAI_USAGE,
+    ),
+    "CompletionAnswer": _object(
+        "id", "object", "created", "model", "choices", "usage",
+        id=STRING,
+        object=_word("text_completion"),
+        created=COUNT,
+        model=STRING,
+        choices=several(
+            _object("index", "text", index=COUNT, text=STRING, finish_reason=_or_null(STRING))
+        ),
+        usage=_OPENAI_USAGE,
+    ),
+    "EmbeddingsAnswer": _object(
+        "object", "data", "model", "usage",
+        object=_word("list"),
+        model=STRING,
+        data=several(
+            _object("index", "embedding", index=COUNT, embedding=either(several(NUMBER), STRING))
+        ),
+        usage=_OPENAI_USAGE,
+    ),
+    "RerankAnswer": _object(
+        "results",
+        model=STRING,
+        results=several(_all(index=COUNT, relevance_score=NUMBER)),
+    ),
+    "ResponsesAnswer": _object(
+        "id", "object", "status", "output",
+        id=STRING,
+        object=_word("response"),
+        status=STRING,
+        output=several(_object("type", type=STRING)),
+    ),
+    "MessagesAnswer": _object(
+        "id", "type", "role", "content", "model", "stop_reason", "usage",
+        id=STRING,
+        type=_word("message"),
+        role=_word("assistant"),
+        content=several(ref("Part")),
+        model=STRING,
+        stop_reason=_or_null(STRING),
+        usage=_object("output_tokens", input_tokens=COUNT, output_tokens=COUNT),
+    ),
+    "TokenCount": _all(input_tokens=COUNT),
+    "Mesh": {
+        **_all(
+            state={"enum": [state.value for state in ModelState]},
+            detail=STRING,
+            context=COUNT,
+            quality=STRING,
+            capabilities=several(STRING),
+            aliases=several(STRING),
+        ),
+        "description": "What the mesh knows of a model. `context`: tokens, 0 when not known.",
+    },
+    "Model": _all(
+        id=STRING,
+        object=_word("model"),
+        created=COUNT,
+        owned_by=STRING,
+        mesh=ref("Mesh"),
+    ),
+    "ModelList": _all(object=_word("list"), data=several(ref("Model"))),
+    "AnthropicModel": _all(
+        type=_word("model"),
+        id=STRING,
+        display_name=STRING,
+        created_at={"type": "string", "format": "date-time"},
+        max_input_tokens=_or_null(COUNT),
+        mesh=ref("Mesh"),
+    ),
+    "AnthropicModelList": _all(
+        data=several(ref("AnthropicModel")),
+        has_more=BOOLEAN,
+        first_id=_or_null(STRING),
+        last_id=_or_null(STRING),
+    ),
+    "Health": _all(status=_word("ok")),
+    "Readiness": {
+        **_object(
+            "status", "reasons", "models", "clients",
+            status={"enum": ["ready", "unready"]},
+            generation=COUNT,
+            reasons=several(STRING),
+            models={"type": "object", "additionalProperties": BOOLEAN},
+            clients=_all(served=STRING, errors=several(STRING)),
+        ),
+        "description": "`models`: whether each can be served now. `clients`: who is let in.",
+    },
+    "OpenAIError": {
+        **_all(error=_all(**_ERROR_WORDS)),
+        "description": "An engine's own errors have further fields.",
+    },
+    "AnthropicError": _all(
+        type=_word("error"),
+        error=_object("type", "message", type=STRING, message=STRING, code=STRING),
+        request_id=_or_null(STRING),
+    ),
+    "AnyError": either(ref("OpenAIError"), ref("AnthropicError")),
+    "Document": OBJECT,
+}  # fmt: skip
