@@ -6,9 +6,11 @@ Nothing is installed into this machine and no service is started.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+from tools import packages
+from tools.packages import MissingError
 
 FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "bench"
 
@@ -17,31 +19,11 @@ SMG = "smg==1.13.0"
 LITELLM = "litellm[proxy]==1.106.2"
 # Its server takes the faster of its two parsers only where this is there as well.
 LITELLM_BESIDE = ("httptools==0.9.0",)
-# Only wheels: a router is not built from source here.
-_PIP = ("install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:")
-_INSTALL_S = 900
-_LINES = 1
-
-
-class MissingError(Exception):
-    """It cannot be measured here; the message says why, in one line."""
 
 
 def venv_with(name: str, *requirements: str) -> Path:
-    """The ``bin`` folder of a virtual environment of its own with these packages.
-
-    :raises MissingError: it cannot be installed.
-    """
-    venv = FOLDER / name
-    stamp = venv / ".installed"
-    wanted = " ".join(requirements)
-    if not (stamp.is_file() and stamp.read_text() == wanted):
-        print(f"Installing {wanted} into {venv} ...", file=sys.stderr, flush=True)
-        shutil.rmtree(venv, ignore_errors=True)
-        _ran([sys.executable, "-m", "venv", str(venv)])
-        _ran([str(venv / "bin" / "python"), "-m", "pip", *_PIP, *requirements])
-        stamp.write_text(wanted)
-    return venv / "bin"
+    """As `packages.venv_with`, in `FOLDER`."""
+    return packages.venv_with(FOLDER / name, *requirements)
 
 
 def nginx() -> Path:
@@ -58,20 +40,8 @@ def nginx() -> Path:
         print(f"Unpacking Debian's nginx into {unpacked} ...", file=sys.stderr, flush=True)
         shutil.rmtree(unpacked, ignore_errors=True)
         unpacked.mkdir(parents=True)
-        _ran(["apt-get", "download", "-qq", "nginx"], unpacked)
-        _ran(["dpkg-deb", "-x", *map(str, unpacked.glob("nginx_*.deb")), str(unpacked)])
+        packages.ran(["apt-get", "download", "-qq", "nginx"], unpacked)
+        packages.ran(["dpkg-deb", "-x", *map(str, unpacked.glob("nginx_*.deb")), str(unpacked)])
     # Its libraries are on most Debians; where one is not, it says which.
-    _ran([str(found), "-v"])
+    packages.ran([str(found), "-v"])
     return found
-
-
-def _ran(command: list[str], folder: Path | None = None) -> None:
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=_INSTALL_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MissingError(f"{Path(command[0]).name}: {error}") from None
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()[-_LINES:]
-        raise MissingError(f"{Path(command[0]).name} failed: {' '.join(said)[:200]}")

@@ -16,7 +16,7 @@ from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from meshd.gateway.table_file import write_table
 from tools.bench_gateway import installs
 from tools.bench_gateway.asked import MODEL
-from tools.bench_gateway.installs import MissingError
+from tools.packages import MissingError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tools.bench_gateway import asked
 from tools.bench_gateway.http_lane import Lane, LaneError
-from tools.bench_gateway.installs import MissingError
 from tools.bench_gateway.process_tree import Tree
 from tools.bench_gateway.proxies import Place, Proxy
+from tools.packages import MissingError
 
 # LiteLLM takes half a minute on a busy machine.
 _START_S = 120.0
