@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import resource
 import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from meshd import logging
 from meshd.config.settings import GatewaySettings
@@ -81,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
         accounts=_state_folder(args.paths) / "token-budgets.json",
     )
     _take_descriptors()
-    asyncio.run(serve(options, sockets.clients, sockets.peers))
+    uvloop.run(serve(options, sockets.clients, sockets.peers))
     return 0
 
 
