@@ -45,13 +45,21 @@ class Intake:
         """
         if (request.content_length or 0) > limit_bytes:
             raise Refuse(_too_large(limit_bytes))
+        content = request.content
         pieces: list[bytes] = []
         size_bytes = 0
         try:
+            if content.is_eof() and self.held_bytes <= limit_bytes:
+                # All of it has come with the head, as small ones do: nothing to wait for.
+                body = content.read_nowait()
+                if len(body) > limit_bytes:
+                    raise Refuse(_too_large(limit_bytes))
+                self.held_bytes += len(body)
+                return body
             async with asyncio.timeout(self._piece_s) as deadline:
                 loop = asyncio.get_running_loop()
                 latest_s = loop.time() + self._piece_s
-                while piece := await request.content.readany():
+                while piece := await content.readany():
                     size_bytes += len(piece)
                     deadline.reschedule(
                         min(
