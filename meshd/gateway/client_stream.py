@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 from aiohttp import web
@@ -62,6 +63,9 @@ class ClientStream:
 
     async def fail(self, error: ApiError, *, whole: bool = True) -> web.StreamResponse:
         """End it with an error. :param whole: it stands at an event's end."""
+        if error.retry_after_s is not None:
+            # There is no header any more that could say so.
+            error = replace(error, extra={**error.extra, "retry_after_s": error.retry_after_s})
         # After a piece of an overlong event, its end comes first.
         end = b"" if whole else b"\n\n"
         return await self._finish(end + self._protocol.error_event(error, self._request_id))

@@ -34,10 +34,10 @@ def may_change(choice: Refused, job: Job) -> bool:
     )
 
 
-def no_room(full: Full, model: str) -> ApiError:
-    """No more requests may wait."""
+def no_room(full: Full, model: str, key: str) -> ApiError:
+    """No more requests may wait. :param key: name of the client's API key, "" without one."""
     retry_s = math.ceil(full.retry_s)
-    if full.own:
+    if full.own and key:
         return ApiError(
             429,
             f"Too many requests of this API key wait for the model `{model}` already.",

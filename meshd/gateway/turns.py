@@ -66,7 +66,9 @@ class Turns:
             ):
                 await self._turn(job, route)
         except Full as full:
-            raise self._missed(job, waiting, refusals.no_room(full, route.model)) from None
+            raise self._missed(
+                job, waiting, refusals.no_room(full, route.model, job.exchange.key)
+            ) from None
         except TooLong as late:
             error = refusals.too_long(late, waiting, self._newest())
             raise self._missed(job, waiting, error) from None

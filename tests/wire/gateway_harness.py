@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -192,13 +193,18 @@ async def gateway(
     *,
     deadlines: Deadlines | None = None,
     drain_s: float = 0.5,
+    host: str = "127.0.0.1",
+    **more: Any,
 ) -> AsyncIterator[Running]:
+    """:param host: where it listens; "" for all addresses. :param more: of `GatewayOptions`."""
     routes = folder / "routes.json"
     if table is not None:
         write_table(routes, table)
-    options = GatewayOptions(routes, drain_s, deadlines or Deadlines(), process_metrics=False)
-    sockets = open_sockets([Address("127.0.0.1", 0)])
-    base = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+    options = GatewayOptions(
+        routes, drain_s, deadlines or Deadlines(), process_metrics=False, **more
+    )
+    sockets = open_sockets([Address(host, 0)])[:1]
+    base = f"http://{host or '127.0.0.1'}:{sockets[0].getsockname()[1]}"
     timeout = aiohttp.ClientTimeout(total=60)
     connector = aiohttp.TCPConnector(limit=0)
     async with (
