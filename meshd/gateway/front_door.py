@@ -17,7 +17,7 @@ from typing import Any
 from aiohttp import web
 
 from meshd.gateway import cors
-from meshd.gateway.gate import NO_KEYS, OPEN, Gate, Pass, from_here
+from meshd.gateway.gate import OPEN, Gate, Pass, from_here
 from meshd.gateway.intake import Refuse
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.openapi import document
@@ -56,8 +56,9 @@ class FrontDoor:
 
     def check(self, path: str, headers: Mapping[str, str], *, here: bool) -> Pass:
         """As `admit`, without a request. :param here: it came in over loopback."""
+        front = self._front()
         try:
-            who = self.gate.check(headers, here=here)
+            who = self.gate.check(headers, here=here, local_keys=front.local_keys)
         except Refuse:
             if path not in ALWAYS_OPEN or not self.gate.configured:
                 raise
@@ -65,7 +66,6 @@ class FrontDoor:
         if who.key:
             # A page that knows a key has no need to deceive anybody.
             return who
-        front = self._front()
         host = headers.get("Host", "")
         if not self._check_host(front.hosts).fits(host):
             raise Refuse(_wrong_host(host))
@@ -78,16 +78,21 @@ class FrontDoor:
         """The answer to a browser's question before it sends a page's request, else None.
 
         It carries no key, so none is asked for.
+
+        :raises Refuse: that page may not.
         """
         if request.method != "OPTIONS" or not cors.is_preflight("OPTIONS", request.headers):
             return None
         answer = cors.preflight(request.headers, self._front().origins)
-        return web.Response(status=204 if answer else 403, headers=answer)
+        if not answer:
+            raise Refuse(_stranger(request.headers.get("Origin", "")))
+        return web.Response(status=204, headers=answer)
 
     def report(self) -> dict[str, Any]:
         """What `/readyz` says of it."""
         errors = [*self.gate.errors, *filter(None, (trouble() for trouble in self.troubles))]
-        served = "all addresses" if self.gate.configured else f"this machine only: {NO_KEYS}"
+        closed = self.gate.closed
+        served = f"this machine only: {closed}" if closed else "all addresses"
         return {"clients": {"served": served, "errors": errors}}
 
     def dress(self, request: web.Request, response: web.StreamResponse, who: Pass = OPEN) -> None:

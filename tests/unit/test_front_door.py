@@ -80,10 +80,53 @@ def test_without_keys_nobody_elsewhere_is_served() -> None:
     assert code(heads(), here=False, keys=broken) == (403, "no_api_keys")
 
 
-def test_what_a_proxy_on_this_machine_passes_on_needs_a_key_once_there_are_some() -> None:
-    for sent in (heads(X_Forwarded_For="1.2.3.4"), heads(Forwarded="for=1.2.3.4")):
-        assert code(sent, here=True) == (401, "invalid_api_key")
-        assert gate(KeyRing()).check(sent, here=True) is OPEN
+@pytest.mark.parametrize(
+    "sent",
+    [
+        heads(X_Forwarded_For="1.2.3.4"),
+        heads(X_Forwarded_For="127.0.0.1, 1.2.3.4"),
+        CIMultiDict([("X-Forwarded-For", "127.0.0.1"), ("x-forwarded-for", "1.2.3.4")]),
+        heads(X_Forwarded_For="unknown"),
+        heads(Forwarded="for=1.2.3.4"),
+        heads(Via="1.1 proxy"),
+        heads(X_Real_Ip="2001:db8::1"),
+        heads(CF_Connecting_IP="1.2.3.4"),
+    ],
+)
+def test_what_a_proxy_on_this_machine_passes_on_is_from_elsewhere(sent: CIMultiDict[str]) -> None:
+    assert code(sent, here=True) == (401, "invalid_api_key")
+    assert code(sent, here=True, keys=KeyRing()) == (403, "no_api_keys")
+    sent = CIMultiDict([*sent.items(), ("X-Api-Key", SECRET)])
+    assert gate().check(sent, here=True).key == "alice"
+
+
+@pytest.mark.parametrize("said", ["127.0.0.1", "::1, ::ffff:127.0.0.1", "127.0.0.1,127.0.0.2"])
+def test_a_proxy_that_asks_for_this_machine_itself_needs_no_key(said: str) -> None:
+    assert gate().check(heads(X_Forwarded_For=said), here=True) is OPEN
+    assert code(heads(X_Forwarded_For=said), here=False) == (401, "invalid_api_key")
+
+
+def test_this_machine_needs_keys_too_where_the_settings_say_so() -> None:
+    strict = door(Front(local_keys=True), KEYS)
+    assert verdict(strict, Host="localhost") == (401, "invalid_api_key")
+    assert verdict(strict, Host="localhost", X_Api_Key="any") == (401, "invalid_api_key")
+    assert verdict(strict, Host="localhost", X_Api_Key=SECRET) == (200, None)
+    assert verdict(strict, "/healthz", Host="localhost") == (200, None)
+    # Before there are keys nobody could have one.
+    assert verdict(door(Front(local_keys=True)), Host="localhost") == (200, None)
+    # A file that broke before it was ever read opens nothing.
+    broken = KeyRing(errors=("a.yaml: broken",))
+    assert verdict(door(Front(local_keys=True), broken), Host="localhost")[0] == 403
+
+
+def test_who_has_keys_that_cannot_be_read_is_told_so() -> None:
+    broken = KeyRing(errors=("a.yaml: broken",))
+    with pytest.raises(Refuse) as refused:
+        gate(broken).check(heads(), here=False)
+    assert "meshd keys list" in refused.value.error.message
+    assert "cannot be used" in door(keys=broken).report()["clients"]["served"]
+    assert "meshd keys add" in door().report()["clients"]["served"]
+    assert door(keys=KEYS).report()["clients"]["served"] == "all addresses"
 
 
 def test_no_refusal_repeats_what_was_sent() -> None:
