@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
 .PHONY: help demo test test-unit test-wire test-lab lint sim engine config bench-memory \
-	bench-mesh bench-gateway bench-clients clean
+	bench-mesh bench-gateway bench-routing bench-clients clean
 
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
@@ -20,6 +20,7 @@ help:
 	@echo "make sim SEEDS=20  a thousand nodes in a simulation with a virtual clock"
 	@echo "make bench-mesh    membership beside Serf: detection, convergence, cost (15 min)"
 	@echo "make bench-gateway our gateway beside others, 10 min; ARGS=--quick for a minute or two"
+	@echo "make bench-routing prefix hits and balance of ways to choose a replica, half a minute"
 	@echo "make bench-clients what a client costs the node that it follows"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
@@ -59,6 +60,9 @@ bench-mesh: $(VENV)/.dev
 # The others are fetched into .cache/bench, nothing is installed.
 bench-gateway: $(VENV)/.dev
 	@$(PYTHON) -m tools.bench_gateway $(ARGS)
+
+bench-routing: $(VENV)/.dev
+	@$(PYTHON) -m tools.bench_routing $(ARGS)
 
 bench-clients: $(VENV)/.dev
 	@$(PYTHON) -m tools.bench_clients $(ARGS)

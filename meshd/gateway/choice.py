@@ -32,15 +32,6 @@ class Refusal(StrEnum):
     FULL = "full"
 
 
-# What a model must be good for, by endpoint; one of these is enough. Without a template of its
-# own llama-server talks in a common one, so a model that completes can also chat.
-NEEDS: Mapping[str, frozenset[str]] = {
-    "/v1/chat/completions": frozenset({"chat", "completion"}),
-    "/v1/completions": frozenset({"chat", "completion"}),
-    "/v1/embeddings": frozenset({"embeddings"}),
-}
-
-
 class Why(StrEnum):
     """Why a target was taken: for traces and headers."""
 
@@ -108,7 +99,6 @@ def choose(
     draw: int = 0,
     exact_tokens: int = 0,
     same_weights: str = "",
-    needs: frozenset[str] = frozenset(),
     limit: int = MAX_IN_FLIGHT_PER_TARGET,
     here_only: bool = False,
 ) -> Choice:
@@ -125,15 +115,12 @@ def choose(
     :param exact_tokens: of the prompt, once an engine counted them; then only targets that hold
         them are tried.
     :param same_weights: only targets with these weights, "" for any.
-    :param needs: one of these the model must be good for; a table may leave it open.
     :param limit: requests that one target may have in flight.
     :param here_only: only this node's own engines.
     """
     route = find_route(table, model)
     if route is None:
         return Refused(Refusal.UNKNOWN)
-    if needs and route.capabilities and needs.isdisjoint(route.capabilities):
-        return Refused(Refusal.INCAPABLE, route)
     listed = [
         target
         for target in route.targets

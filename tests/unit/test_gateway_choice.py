@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.gateway.choice import NEEDS, Chosen, Refusal, Refused, choose, find_route, servable
-from meshd.gateway.openai_error import refused
+from meshd.gateway.choice import Chosen, Refusal, Refused, choose, find_route, servable
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 
 SOCKETS = [f"/run/{letter}.sock" for letter in "abcde"]
@@ -103,26 +102,3 @@ def test_servable_is_what_would_be_chosen_when_idle(
     for route in table.routes:
         chosen = isinstance(choose(table, route.model, {}, suspect), Chosen)
         assert (route.model in servable(table, suspect)) is chosen
-
-
-def test_a_model_is_not_asked_for_what_it_is_not_good_for() -> None:
-    ready = (Target("local", SOCKETS[0], ready=True, slots=1),)
-    table = RoutingTable(
-        node="local",
-        routes=(
-            Route("talks", ModelState.READY, ready, capabilities=("chat", "completion")),
-            Route("embeds", ModelState.READY, ready, capabilities=("embeddings",)),
-            Route("unknown", ModelState.READY, ready),
-        ),
-    )
-    for path, good in (
-        ("/v1/chat/completions", {"talks", "unknown"}),
-        ("/v1/completions", {"talks", "unknown"}),
-        ("/v1/embeddings", {"embeds", "unknown"}),
-    ):
-        for route in table.routes:
-            choice = choose(table, route.model, {}, (), needs=NEEDS[path])
-            assert isinstance(choice, Chosen) == (route.model in good)
-            if isinstance(choice, Refused):
-                assert choice.reason is Refusal.INCAPABLE
-                assert refused(choice, route.model, table).status == 400

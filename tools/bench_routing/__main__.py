@@ -1,15 +1,16 @@
-"""`make bench-routing`: one table for each number of replicas."""
+"""`make bench-routing`: ways to choose a replica, on recorded conversations."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from tools.bench_routing import recording, routers
-from tools.bench_routing.replay import Outcome, homes, replay
+from tools.bench_routing import fresh, recording, routers
+from tools.bench_routing.replay import Away, Outcome, remapped, replay
 from tools.bench_routing.routers import Router
 
 HERE = "meshd, here"
+_THIRD_AWAY = Away(0, 1 / 3, 2 / 3)
 
 
 def ways() -> dict[str, Callable[[int], Router]]:
@@ -19,6 +20,7 @@ def ways() -> dict[str, Callable[[int], Router]]:
         "perfect sticky": lambda _: perfect,
         "meshd": lambda _: routers.Meshd(),
         HERE: lambda _: routers.Meshd(),
+        "plain hash": lambda _: routers.plain_hash(),
         "least loaded": routers.least_loaded,
         "round robin": lambda _: routers.round_robin(),
         "random": routers.at_random,
@@ -26,13 +28,20 @@ def ways() -> dict[str, Callable[[int], Router]]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(prog="make bench-routing", description=__doc__)
     options.add_argument("--record", type=int, metavar="N", help="draw N conversations anew")
-    options.add_argument("--seed", type=int, default=4)
+    options.add_argument("--seed", type=int, default=4, help="of --record")
     options.add_argument("--utilisation", type=float, default=0.6)
     options.add_argument("--replicas", type=int, nargs="*", default=[2, 4, 8, 16])
-    options.add_argument("--slots", type=int, default=4)
+    options.add_argument("--slots", type=int, nargs="+", default=[4], help="of replicas in turn")
+    options.add_argument(
+        "--fresh", type=int, metavar="N", help="instead of the recording: N draws of the same kind"
+    )
     args = options.parse_args()
+    if args.fresh:
+        for line in fresh.table(range(100, 100 + args.fresh)):
+            print(line, flush=True)
+        return
     if args.record:
         recording.save(recording.draw(args.record, args.seed))
     conversations = recording.load()
@@ -40,42 +49,47 @@ def main() -> None:
     print(f"{len(conversations)} conversations, {turns} requests, figures 1 s old, 4 gateways")
     print("(here: a gateway on each node, where each conversation keeps to its own)")
     print()
-    print(
-        "| replicas | router | slots used | hit rate | of perfect | max / mean load "
-        "| first token p50 | p99 | remapped |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
     for count in args.replicas:
-        best = 0.0
-        for name, make in ways().items():
-            outcome = replay(
-                conversations,
-                make,
-                replicas=count,
-                slots=args.slots,
-                utilisation=args.utilisation,
-                here=name == HERE,
-            )
-            best = best or outcome.hit_rate
-            moved = remapped(ways()[name](0), len(conversations), count)
-            print(_row(count, name, outcome, best, moved))
+        slots = [args.slots[number % len(args.slots)] for number in range(count)]
+        for line in _table(conversations, slots, args.utilisation):
+            print(line, flush=True)
+        print()
 
 
-def remapped(router: Router, conversations: int, replicas: int) -> float:
-    """Of the conversations at home on nodes that stay, those that move when another one leaves."""
-    everyone = list(range(replicas))
-    before = homes(router, conversations, replicas, everyone)
-    after = homes(router, conversations, replicas, everyone[1:])
-    pairs = [(one, other) for one, other in zip(before, after, strict=True) if one != 0]
-    return sum(one != other for one, other in pairs) / max(1, len(pairs))
-
-
-def _row(count: int, name: str, outcome: Outcome, best: float, moved: float) -> str:
-    return (
-        f"| {count} | {name} | {outcome.utilisation:.0%} | {outcome.hit_rate:.3f} "
-        f"| {outcome.hit_rate / best:.2f} | {outcome.imbalance:.2f} "
-        f"| {outcome.quantile_s(0.5):.2f} s | {outcome.quantile_s(0.99):.2f} s | {moved:.0%} |"
+def _table(
+    conversations: list[recording.Conversation], slots: list[int], utilisation: float
+) -> Iterable[str]:
+    yield (
+        f"| {len(slots)} replicas | slots used | hit rate | of perfect | one away "
+        "| max / mean load | first token p50 | p99 | remapped |"
     )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    best: Outcome | None = None
+    best_away: Outcome | None = None
+    for name, make in ways().items():
+        here = name == HERE
+        whole = replay(conversations, make, slots=slots, utilisation=utilisation, here=here)
+        away = None
+        # Without one of two, the other would have more than it can do.
+        if len(slots) > 2 and not here:
+            away = replay(
+                conversations,
+                ways()[name],
+                slots=slots,
+                utilisation=utilisation,
+                away=_THIRD_AWAY,
+            )
+        best, best_away = best or whole, best_away or away
+        moved = remapped(ways()[name](0), len(conversations), slots)
+        yield (
+            f"| {name} | {whole.utilisation:.0%} | {whole.hit_rate:.3f} | {_part(whole, best)} "
+            f"| {_part(away, best_away)} | {whole.imbalance:.2f} | {whole.quantile_s(0.5):.2f} s "
+            f"| {whole.quantile_s(0.99):.2f} s | {moved:.0%} |"
+        )
+
+
+def _part(outcome: Outcome | None, best: Outcome | None) -> str:
+    return f"{outcome.hit_rate / best.hit_rate:.3f}" if outcome and best else "-"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import heapq
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from meshd.gateway.affinity import mix
 from tools.bench_routing.recording import Conversation
@@ -14,6 +15,7 @@ from tools.bench_routing.routers import Router, Seen, body_of
 
 _NEWS_S = 1.0
 """How often a replica says what it has to do."""
+_PROMPTS_A_SLOT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Away:
 class Outcome:
     """:ivar hit_rate: prompt tokens that need not be evaluated, of all.
 
-    :ivar imbalance: the busiest replica's time to the mean of all.
+    :ivar imbalance: a slot's time on the busiest replica to the mean of all slots.
     :ivar first_token_s: of all requests.
     :ivar utilisation: part of all slots' time that was used.
     """
@@ -48,9 +50,8 @@ def replay(
     conversations: Sequence[Conversation],
     routers: Callable[[int], Router],
     *,
-    replicas: int,
+    slots: Sequence[int],
     gateways: int = 4,
-    slots: int = 4,
     utilisation: float = 0.6,
     here: bool = False,
     away: Away | None = None,
@@ -58,27 +59,27 @@ def replay(
 ) -> Outcome:
     """Each request comes by a gateway drawn at random, so that none can remember anything.
 
-    :param routers: makes the router of a gateway, by its number.
+    :param routers: makes the router of a gateway, by its number. :param slots: of each replica.
     :param utilisation: of all slots, that the conversations' pace is set to, were there nothing
         but answers to write.
     :param here: a gateway on each replica's node instead, and each conversation keeps to its own.
     """
     run = _Run(
         conversations,
-        [Replica(slots=slots) for _ in range(replicas)],
-        [routers(number) for number in range(replicas if here else gateways)],
+        [Replica(slots=count, prompts=_PROMPTS_A_SLOT * count) for count in slots],
+        [routers(number) for number in range(len(slots) if here else gateways)],
         random.Random(seed),
-        _pace_s(conversations, utilisation * replicas * slots),
+        _pace_s(conversations, utilisation * sum(slots)),
         here,
         away,
     )
     run.play()
-    busy = [one.busy_s for one in run.replicas]
+    busy_s = sum(one.busy_s for one in run.replicas)
     return Outcome(
         hit_rate=sum(one.hits for one in run.replicas) / sum(one.asked for one in run.replicas),
-        imbalance=max(busy) / (sum(busy) / len(busy)),
+        imbalance=max(one.busy_s / one.slots for one in run.replicas) / (busy_s / sum(slots)),
         first_token_s=run.first_token_s,
-        utilisation=sum(busy) / (run.now_s * replicas * slots),
+        utilisation=busy_s / (run.now_s * sum(slots)),
     )
 
 
@@ -113,7 +114,7 @@ class _Run:
         self.sent = [[0] * len(self.replicas) for _ in self.gateways]
         self.said = [0] * len(self.replicas)
         for number, one in enumerate(self.conversations):
-            self._at(one.start_s * self.pace_s, lambda number=number: self._ask(number, 0, 0))
+            self._at(one.start_s * self.pace_s, partial(self._ask, number, 0, 0))
         while self.events:
             self.now_s, _, happen = heapq.heappop(self.events)
             if self.now_s >= self.said_s + _NEWS_S:
@@ -186,10 +187,21 @@ class _Run:
             )
 
 
-def homes(router: Router, conversations: int, replicas: int, alive: Sequence[int]) -> list[int]:
+def homes(
+    router: Router, conversations: int, slots: Sequence[int], alive: Sequence[int]
+) -> list[int]:
     """Where each conversation goes when nobody has anything to do."""
-    idle = [0] * replicas
-    seen = Seen(alive, [1] * replicas, idle, idle, idle)
+    idle = [0] * len(slots)
+    seen = Seen(alive, slots, idle, idle, idle)
     return [
         router.pick(number, body_of(number, 0, 0), 100, seen) for number in range(conversations)
     ]
+
+
+def remapped(router: Router, conversations: int, slots: Sequence[int]) -> float:
+    """Of the conversations at home on nodes that stay, those that move when another one leaves."""
+    everyone = list(range(len(slots)))
+    before = homes(router, conversations, slots, everyone)
+    after = homes(router, conversations, slots, everyone[1:])
+    pairs = [(one, other) for one, other in zip(before, after, strict=True) if one != 0]
+    return sum(one != other for one, other in pairs) / max(1, len(pairs))

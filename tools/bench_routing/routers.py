@@ -9,6 +9,7 @@ from typing import Protocol
 
 import msgspec
 
+from meshd.gateway.affinity import identity, mix, weight
 from meshd.gateway.ask import Ask, read
 from meshd.gateway.choice import Chosen, choose, place
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
@@ -97,6 +98,16 @@ def round_robin() -> Router:
 def at_random(seed: int) -> Router:
     chance = random.Random(seed)
     return Simple(lambda _, seen: chance.choice(seen.alive))
+
+
+def plain_hash() -> Router:
+    """Rendezvous alone: the conversation's place, whatever it has to do."""
+    return Simple(
+        lambda conversation, seen: max(
+            seen.alive,
+            key=lambda one: weight(mix(conversation), identity(str(one), MODEL), seen.slots[one]),
+        )
+    )
 
 
 def least_loaded(seed: int) -> Router:
