@@ -23,7 +23,6 @@ REPLAY_S = 10.0
 # llama-server's "choose a seed yourself".
 _NO_SEED = 0xFFFFFFFF
 _LIMITS = ("n_predict", "max_completion_tokens", "max_tokens", "max_output_tokens")
-_BUDGETS = ("thinking_budget_tokens", "reasoning_budget_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +148,16 @@ def _repeatable(request: _Request) -> bool:
 
 
 def _shorten(request: _Request, told: Told) -> bool:
-    """Take off what was sent from all limits. :returns: whether anything is left."""
+    """Take off what was sent from all limits. :returns: whether anything is left.
+
+    Not from budgets of thoughts: the engine counts those that it is given, too (measured).
+    """
     for name in _LIMITS:
         limit = _value(request, name)
         if _is_number(limit) and limit >= 0:
             if limit <= told.tokens:
                 return False
             _put(request, name, limit - told.tokens)
-    if not told.text:  # it still thinks
-        for name in _BUDGETS:
-            budget = _value(request, name)
-            if _is_number(budget) and budget > 0:
-                _put(request, name, max(0, budget - told.tokens))
-        thinking = _value(request, "thinking")
-        if isinstance(thinking, dict) and _is_number(budget := thinking.get("budget_tokens")):
-            thinking["budget_tokens"] = max(0, budget - told.tokens)
-            _put(request, "thinking", thinking)
     return True
 
 

@@ -18,6 +18,7 @@ def rewrite_messages(said: Said) -> Callable[[dict[str, Any]], list[dict[str, An
     told = said.told
     blocks = {block.index: block.type for block in told.blocks}
     closed = {block.index for block in told.blocks if block.closed}
+    signed = {block.index for block in told.blocks if block.signed}
 
     def delta(event: dict[str, Any]) -> list[dict[str, Any]]:
         part = event["delta"]
@@ -25,7 +26,12 @@ def rewrite_messages(said: Said) -> Callable[[dict[str, Any]], list[dict[str, An
             if part["type"] == f"{name}_delta":
                 part[name] = new(part[name])
                 return [event] if part[name] else []
-        return [] if event["index"] in closed else [event]
+        index = event["index"]
+        if index in closed or (part["type"] == "signature_delta" and index in signed):
+            return []
+        if part["type"] == "signature_delta":
+            signed.add(index)
+        return [event]
 
     def start(event: dict[str, Any]) -> list[dict[str, Any]]:
         index, kind = event["index"], event["content_block"]["type"]
@@ -56,7 +62,7 @@ def rewrite_messages(said: Said) -> Callable[[dict[str, Any]], list[dict[str, An
             ends = [
                 end
                 for index in sorted(blocks.keys() - closed)
-                for end in block_end(index, blocks[index])
+                for end in block_end(index, blocks[index], signed=index in signed)
             ]
             closed.update(blocks)
             if not said.replays:

@@ -11,8 +11,7 @@ from typing import Any
 
 from meshd.gateway.splice_said import Said
 from meshd.gateway.stream_end import numbered
-
-_BEGINNINGS = ("response.created", "response.in_progress", "response.queued")
+from meshd.gateway.transcript import OPENINGS
 
 
 def rewrite_responses(said: Said) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
@@ -48,8 +47,8 @@ def rewrite_responses(said: Said) -> Callable[[dict[str, Any]], list[dict[str, A
 
     def wanted(event: dict[str, Any]) -> bool:
         kind = event["type"]
-        if kind in _BEGINNINGS:
-            return not told.role
+        if kind in OPENINGS:
+            return (kind, "") not in told.ended
         if kind == "response.output_item.added":
             return added(event)
         if kind == "response.content_part.added":

@@ -51,10 +51,10 @@ def numbered(events: list[dict[str, Any]], last: int | None) -> list[dict[str, A
     ]
 
 
-def block_end(index: int, kind: str) -> list[dict[str, Any]]:
+def block_end(index: int, kind: str, *, signed: bool = False) -> list[dict[str, Any]]:
     """The end of a Messages block. llama-server's thinking has an empty signature."""
     stop: dict[str, Any] = {"type": "content_block_stop", "index": index}
-    if kind != "thinking":
+    if kind != "thinking" or signed:
         return [stop]
     signature = {"type": "signature_delta", "signature": ""}
     return [{"type": "content_block_delta", "index": index, "delta": signature}, stop]
@@ -86,7 +86,7 @@ def _messages(told: Told, by_limit: bool) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     for block in told.blocks:
         if not block.closed:
-            events += block_end(block.index, block.type)
+            events += block_end(block.index, block.type, signed=block.signed)
     if not told.finish:
         reason = "max_tokens" if by_limit else "end_turn"
         events.append(

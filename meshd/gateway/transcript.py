@@ -7,7 +7,8 @@ Anthropic's Messages events, as llama-server 0.7 writes them (measured, docs/arc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MESSAGES = "/v1/messages"
 RESPONSES = "/v1/responses"
-RESUMABLE_PATHS = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
+# Of the Responses protocol; each is sent once.
+OPENINGS = ("response.created", "response.in_progress", "response.queued")
 
 MAX_TEXT_BYTES = 1 << 20
 # Small enough that 1,000 streams hold little and that no batch is felt by the others.
@@ -26,11 +28,12 @@ _PIECE_BYTES = 33
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A content block of the Messages protocol."""
+    """A content block of the Messages protocol. :ivar signed: its signature was sent."""
 
     index: int
     type: str
     closed: bool = False
+    signed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,8 @@ class Told:
     :ivar role: the first event of the message was sent.
     :ivar prompt_tokens: of the request, None where the protocol says it only at the end.
     :ivar items: of the Responses protocol, type and id in order.
-    :ivar ended: of the Responses protocol, type and item type of the closing events sent.
+    :ivar ended: of the Responses protocol, type and item type of the closing events sent, and of
+        those that open the answer.
     :ivar part: the Responses protocol's content part has begun.
     :ivar sequence: number of the last event, -1 where they have none.
     :ivar unknown: why its contents are not known (then all else is void), "" when they are.
@@ -81,7 +85,7 @@ class _Delta(msgspec.Struct):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: list[Any] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -97,7 +101,7 @@ class _Chunk(msgspec.Struct):
     model: str = ""
     system_fingerprint: str | None = None
     choices: list[_Choice] = []
-    usage: msgspec.Raw | None = None
+    usage: dict[str, Any] | None = None
     timings: _Timings | None = None
 
 
@@ -119,6 +123,7 @@ class _ContentBlock(msgspec.Struct):
 class _MessageDelta(msgspec.Struct):
     text: str = ""
     thinking: str = ""
+    signature: str | None = None
     stop_reason: str | None = None
 
 
@@ -280,7 +285,7 @@ class Transcript:
             if choice.delta is not None:
                 self._add(self._reasoning_now, choice.delta.reasoning_content)
                 self._add(self._text_now, choice.delta.content)
-                told.tools = told.tools or choice.delta.tool_calls is not None
+                told.tools = told.tools or bool(choice.delta.tool_calls)
         if chunk.timings is not None and not told.finish:
             told.tokens = max(told.tokens, chunk.timings.predicted_n)
 
@@ -298,9 +303,10 @@ class Transcript:
         elif event.type == "content_block_delta" and event.delta is not None:
             self._add(self._text_now, event.delta.text)
             self._add(self._reasoning_now, event.delta.thinking)
+            if event.delta.signature is not None and event.index in self._blocks:
+                self._blocks[event.index] = replace(self._blocks[event.index], signed=True)
         elif event.type == "content_block_stop" and event.index in self._blocks:
-            block = self._blocks[event.index]
-            self._blocks[event.index] = Block(block.index, block.type, closed=True)
+            self._blocks[event.index] = replace(self._blocks[event.index], closed=True)
         elif event.type == "message_delta" and event.delta is not None:
             told.finish = event.delta.stop_reason or told.finish
         elif event.type == "message_stop":
@@ -318,6 +324,8 @@ class Transcript:
             self._ids.add(0)
             self._items.append((event.item.type, event.item.id))
             told.tools = told.tools or event.item.type not in ("message", "reasoning")
+        elif kind in OPENINGS:
+            self._seen.add((kind, ""))
         elif kind == "response.content_part.added":
             told.part = True
         elif kind == "response.output_text.delta":
