@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _GROUP = "_meshd"
 _LEAST_BITS = 128
+_DAY_S = 86_400
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,10 +32,21 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         " also serves other machines, where gateway.listen says so. Changes count at once.",
     )
     actions = verb.add_subparsers(metavar="ACTION", required=True)
-    add = actions.add_parser("add", help="make a key, and print it this once")
+    add = actions.add_parser(
+        "add",
+        help="make a key, and print it this once",
+        description="Makes a key and prints it, this once. Its hash and what it may go to a file of"
+        " its own in keys.d beside mesh.yaml, which may be edited.",
+        epilog="For example: meshd keys add alice --models 'tiny,qwen*' --rate 60/min",
+    )
     add.add_argument("name", metavar="NAME", help="who will have it")
+    # Not one word each: the last would often be the NAME.
     add.add_argument(
-        "--models", nargs="+", default=[], metavar="MODEL", help="only these; patterns too (qwen*)"
+        "--models",
+        action="append",
+        default=[],
+        metavar="MODEL,...",
+        help="only these; patterns too ('qwen*')",
     )
     add.add_argument("--rate", metavar="N/TIME", help="requests, such as 60/min")
     add.add_argument("--concurrency", metavar="N", help="requests at once")
@@ -57,7 +69,6 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def _add(arguments: argparse.Namespace) -> int:
     from meshd.keys.edit import add_file, entry_text
     from meshd.keys.key import ApiKey, digest, named_well, new_key
-    from meshd.keys.key_file import parse_expiry
 
     if not named_well(arguments.name):
         raise UserError(
@@ -72,7 +83,7 @@ def _add(arguments: argparse.Namespace) -> int:
                 hint=f"another name, or first: meshd keys remove {known.name}",
             )
     if arguments.expires:
-        _option("--expires", arguments.expires, parse_expiry)
+        _option("--expires", arguments.expires, _coming)
     secret = new_key()
     key = ApiKey(
         name=arguments.name,
@@ -82,11 +93,18 @@ def _add(arguments: argparse.Namespace) -> int:
         tokens=_quota("--tokens", arguments.tokens),
         priority=_number("--priority", arguments.priority, -10, 10),
     )
-    text = entry_text(key, models=tuple(arguments.models), expires=arguments.expires or "")
+    models = tuple(filter(None, (one.strip() for one in ",".join(arguments.models).split(","))))
+    text = entry_text(key, models=models, expires=arguments.expires or "")
     path = add_file(arguments.paths.keys, key, text, group=_group())
     # The key alone goes to standard output: KEY=$(meshd keys add NAME).
     print(secret, flush=True)
     print(f"{path} has its hash; the key itself is shown this once only", file=sys.stderr)
+    if not ring.configured:
+        print(
+            "this is the first key: other machines are served from now on, at the addresses of"
+            f" gateway.listen in {arguments.paths.config}",
+            file=sys.stderr,
+        )
     for error in ring.errors:
         print(f"meshd: warning: {error}", file=sys.stderr)
     return 0
@@ -153,8 +171,12 @@ def _hash(_: argparse.Namespace) -> int:
 
 
 def _ring(folder: Path) -> KeyRing:
+    import os
+
     from meshd.keys.key_folder import read_keys
 
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be read", hint="run as root")
     return read_keys(folder)
 
 
@@ -185,7 +207,11 @@ def _table(keys: Sequence[ApiKey]) -> Iterator[str]:
 def _expiry(key: ApiKey, now_s: float) -> str:
     if key.expires_s is None:
         return "-"
-    when = datetime.fromtimestamp(key.expires_s, UTC).strftime("%Y-%m-%d %H:%MZ")
+    if key.expires_s % _DAY_S == 0:
+        # The last day, as it is written.
+        when = datetime.fromtimestamp(key.expires_s - 1, UTC).strftime("%Y-%m-%d")
+    else:
+        when = datetime.fromtimestamp(key.expires_s, UTC).strftime("%Y-%m-%d %H:%MZ")
     return f"{when} (over)" if key.expires_s <= now_s else when
 
 
@@ -218,6 +244,15 @@ def _option(option: str, text: str, parse: Callable[[str], T]) -> T:
         return parse(text)
     except ValueError as error:
         raise UserError(f"keys add: {option} {text[:80]!r}: {error}") from None
+
+
+def _coming(text: str) -> float:
+    from meshd.keys.key_file import parse_expiry
+
+    expires_s = parse_expiry(text)
+    if expires_s <= time.time():
+        raise ValueError("is over already")
+    return expires_s
 
 
 def _quota(option: str, text: str | None) -> Quota | None:
