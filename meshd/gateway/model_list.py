@@ -42,6 +42,7 @@ def anthropic_model(route: Route) -> dict[str, Any]:
         "id": route.model,
         "display_name": route.model,
         "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",  # the client for Python requires it; nothing here is retired
         "max_input_tokens": route.context or None,
         "mesh": _known(route),
     }

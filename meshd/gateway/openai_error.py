@@ -136,7 +136,8 @@ def refused(
         case Refusal.NOT_ALLOWED:
             return ApiError(
                 403,
-                f"Your API key is not for the model `{name}`.",
+                # Not the name behind an alias: the key may not know of it.
+                f"Your API key is not for the model `{_shown(model)}`.",
                 "permission_error",
                 param="model",
                 code="model_not_allowed",

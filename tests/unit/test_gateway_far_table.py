@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from meshd.gateway.choice import Chosen, choose, place
-from meshd.gateway.far_table import for_client, seen_from_outside
+from meshd.gateway.far_table import for_client, seen_from_outside, unchanged
 from meshd.gateway.follow_routes import order
 from meshd.gateway.routes import (
+    Front,
     ModelState,
     Peer,
     Route,
@@ -59,6 +60,26 @@ def test_a_client_dials_no_path_that_somebody_else_named() -> None:
     table = for_client(of(evil, HERE, FAR), "laptop", "/tls")
     assert table.routes[0].targets == (FAR,)
     assert (table.node, table.tls, table.client) == ("laptop", "/tls", True)
+
+
+def test_another_machine_is_told_how_long_a_load_takes_but_not_by_whose_clock() -> None:
+    rising = replace(HERE, ready=False, load_s=40.0, since_s=1234.5)
+    far = replace(FAR, ready=False, load_s=9.0, since_s=77.0)
+    for table in (seen_from_outside(of(rising, far)), for_client(of(rising, far), "x", "/tls")):
+        assert table.routes[0].targets[-1] == replace(far, since_s=0.0)
+    assert seen_from_outside(of(rising)).routes[0].targets[0].load_s == 40.0
+
+
+def test_another_machine_is_told_nothing_of_how_this_one_meets_its_clients() -> None:
+    front = Front(hosts=("chat.lan",), key="/etc/mesh/key.pem", otlp="http://10.0.0.9:4318")
+    outside = seen_from_outside(replace(TABLE, front=front, client=True))
+    assert (outside.front, outside.client) == (Front(), False)
+    assert b"chat.lan" not in encode(outside)
+
+
+def test_only_what_is_said_counts_as_a_change() -> None:
+    assert unchanged(TABLE, replace(TABLE, generation=9))
+    assert not unchanged(TABLE, replace(TABLE, patience_ms=9))
 
 
 def test_the_generation_is_no_news() -> None:
