@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from meshd.gateway.request_body import BadBodyError
+from meshd.gateway.tool_choice import ToolChoice, tool_choice
 
 # Of JSON text: English has four to five bytes a token, code three, Chinese one character of three.
 BYTES_PER_TOKEN = 3
@@ -36,6 +37,7 @@ class Ask:
     :ivar max_tokens: that the client lets the answer have, 0 when it says nothing.
     :ivar affinity: 64-bit hash of the conversation's head, equal for all of its turns; 0 when
         there is no prefix worth keeping. The model is not part of it: names may be aliases.
+    :ivar tools: which of its tools the answer may call, or has to.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Ask:
     prompt_tokens: int = 0
     max_tokens: int = 0
     affinity: int = 0
+    tools: ToolChoice = ToolChoice()
 
 
 class Kind(StrEnum):
@@ -114,6 +117,7 @@ class _Loose(msgspec.Struct):
     model: msgspec.Raw = _ABSENT
     stream: msgspec.Raw = _ABSENT
     tools: msgspec.Raw = _ABSENT
+    tool_choice: msgspec.Raw = _ABSENT
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     system: msgspec.Raw = _ABSENT
@@ -163,8 +167,10 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
     needs = {str(kind)}
     if kind in (Kind.EMBEDDINGS, Kind.RERANK):
         return Ask(model, needs=frozenset(needs))
+    chosen = ToolChoice()
     if _given(fields.tools) and bytes(fields.tools) != b"[]":
         needs.add("tools")
+        chosen = tool_choice(path, fields.tool_choice)
     text_bytes = len(body)
     if any(body.find(mark) >= 0 for mark in _MEDIA_IN.get(path, ())):
         media, media_bytes = _media(body)
@@ -178,6 +184,7 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
         prompt_tokens=0 if counts else text_bytes // BYTES_PER_TOKEN,
         max_tokens=_limit(fields),
         affinity=0 if counts else _affinity(path, fields, session),
+        tools=chosen,
     )
 
 

@@ -31,6 +31,7 @@ from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.telemetry import OFF, Stage
 from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.turns import Turns
+from meshd.gateway.tool_choice import with_chosen_tools
 from meshd.gateway.upstreams import Deadlines, Upstreams
 from meshd.gateway.waiting_room import WaitingRoom
 from meshd.gateway.waits import Waits
@@ -148,6 +149,8 @@ class Relay:
         if exchange.hop:
             limit_s = min(limit_s, _HOP_WAIT_S)
         return Job(
+        if ask.tools.names is not None:
+            body.data = with_chosen_tools(protocol.path, body.data, ask.tools)
             request=request,
             protocol=protocol,
             ask=ask,

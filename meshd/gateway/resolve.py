@@ -18,7 +18,8 @@ _SERVED_BY: Mapping[str, frozenset[str]] = {
     "chat": frozenset({"chat", "completion"}),
     "completion": frozenset({"chat", "completion"}),
 }
-# Any chat model can be made to call tools, by a grammar; what was not trained for it does it badly.
+# What llama-server leaves out where the model's template has no place for it: the answer is text,
+# which is as good as any unless a call is required.
 _BETTER_WITH = frozenset({"tools"})
 
 _WARMEST = (ModelState.READY, ModelState.LOADING, ModelState.WAITING, ModelState.FAILED)
@@ -74,7 +75,8 @@ def resolve(
         route = found[0]
     if not allowed(route.model):
         return Refused(Refusal.NOT_ALLOWED, route)
-    if lacks := lacking(route, ask.needs - _BETTER_WITH):
+    needs = ask.needs if ask.tools.must_call else ask.needs - _BETTER_WITH
+    if lacks := lacking(route, needs):
         return Refused(Refusal.INCAPABLE, route, lacks=lacks)
     return route
 
@@ -95,6 +97,8 @@ def _auto(
     as nothing of that changes.
     """
     able = [route for route in routes if not lacking(route, ask.needs)]
+    # What is known to be able goes before what may not be.
+    able = [route for route in able if route.capabilities] or able
     if not able:
         if not routes:
             return Refused(Refusal.UNKNOWN)

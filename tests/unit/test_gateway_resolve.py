@@ -14,6 +14,7 @@ from meshd.gateway.choice import Refusal, Refused, place
 from meshd.gateway.openai_error import refused
 from meshd.gateway.resolve import everything, lacking, resolve
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
+from meshd.gateway.tool_choice import ToolChoice
 
 HERE = Target("me", "/run/x.sock", True, 2, context=8192)
 FAR = Target("far", "", True, 2, address="10.0.0.2:9338", context=8192)
@@ -172,6 +173,10 @@ def test_tools_are_no_reason_to_refuse_a_model_that_was_named() -> None:
     assert found([plain], replace(wants("tools"), model="plain")) == "plain"
     assert found([plain], wants("tools")) == "incapable"
     assert found([plain, model("z", can=(*CHAT, "tools"))], wants("tools")) == "z"
+    # Its engine would leave the tools out, and answer what is not allowed.
+    must = replace(wants("tools"), model="plain", tools=ToolChoice(must_call=True))
+    assert found([plain], must) == "incapable"
+    assert found([model("plain", can=())], must) == "plain"
 
 
 # -- auto ---------------------------------------------------------------------------------------
@@ -190,6 +195,9 @@ def test_auto_takes_what_can_do_it() -> None:
     assert found(routes, wants("tools", "vision")) == "both"
     assert found(routes, wants("audio")) == "incapable"
     assert found(routes, Ask("auto", needs=frozenset({"embeddings"}))) == "embeds"
+    unknown = model("unknown", HERE, can=())
+    assert found([unknown, *routes], wants("vision")) == "sees"
+    assert found([unknown, *routes], wants("audio")) == "unknown"
 
 
 def test_auto_prefers_the_warmest_then_here_then_free_then_context_then_quality() -> None:

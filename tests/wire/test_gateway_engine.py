@@ -73,6 +73,8 @@ async def _llama(server: Path, path: Path) -> AsyncIterator[Llama]:
     process = await asyncio.create_subprocess_exec(
         server, "--model", MODEL, "--host", path, "--alias", "tiny",
         "--ctx-size", str(CONTEXT), "--parallel", str(SLOTS), "--fit", "off", "--threads", "1",
+        # No slot gets more than the model was trained for, which is 1024 tokens.
+        "--override-kv", f"llama.context_length=int:{CONTEXT}",
         "--cache-ram", "0", "--no-ui", "--slots", "--embeddings", "--pooling", "mean",
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
