@@ -88,9 +88,7 @@ def bare_app(
     :param front: likewise, with errors in that shape; None where somebody else has checked.
     """
     app = web.Application(middlewares=[*first, _observer(metrics, front)])
-    app.on_response_prepare.append(_sign)
-    if front is not None:
-        app.on_response_prepare.append(_dresser(front))
+    app.on_response_prepare.append(_dresser(front))
     return app
 
 
@@ -186,6 +184,9 @@ def readiness(watch: TableWatch, upstreams: Upstreams) -> tuple[bool, dict[str, 
 
 
 def _observer(metrics: GatewayMetrics, front: FrontDoor | None) -> Any:
+    # Bound once: what is not to be said costs next to nothing then.
+    log = _log.bind()
+
     @web.middleware
     async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         exchange = Exchange(headers.request_id(request.headers))
@@ -199,7 +200,7 @@ def _observer(metrics: GatewayMetrics, front: FrontDoor | None) -> Any:
             code = _CLIENT_LEFT
             raise
         finally:
-            _record(metrics, request, exchange, code)
+            _record(metrics, log, request, exchange, code)
 
     return observe
 
@@ -224,6 +225,11 @@ async def _answer(
         raise
     except Exception:
         _log.exception("the gateway failed", request_id=exchange.request_id, path=request.path)
+        if exchange.answering:
+            # The client has a part of an answer, and must not take this for the rest of it.
+            if request.transport is not None:
+                request.transport.abort()
+            raise ConnectionResetError("the answer was begun already") from None
         message = "The gateway failed; its log says why."
         return _error(request, exchange, ApiError(500, message, "server_error", code="internal"))
 
@@ -259,17 +265,20 @@ def _http_error(request: web.Request, exchange: Exchange, error: web.HTTPExcepti
     return _error(request, exchange, ApiError(error.status, error.reason))
 
 
-def _record(metrics: GatewayMetrics, request: web.Request, exchange: Exchange, code: int) -> None:
+def _record(
+    metrics: GatewayMetrics, log: Any, request: web.Request, exchange: Exchange, code: int
+) -> None:
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource else "other"
     inference = endpoint in PROTOCOLS
     model = exchange.model or (UNKNOWN_MODEL if inference else NO_MODEL)
+    duration_s = exchange.elapsed_s()
     metrics.answered(
         Answered(
             model,
             endpoint,
             code,
-            exchange.elapsed_s(),
+            duration_s,
             inference=inference,
             hop=exchange.hop,
             first_token_s=exchange.first_token_s,
@@ -279,34 +288,34 @@ def _record(metrics: GatewayMetrics, request: web.Request, exchange: Exchange, c
         )
     )
     # Never the body: prompts are the users' own.
-    level = _log.warning if code >= 500 or exchange.failure else _log.debug
-    level(
+    say = log.warning if code >= 500 or exchange.failure else log.debug
+    say(
         "request",
         request_id=exchange.request_id,
         endpoint=endpoint,
         model=model,
         code=code,
-        duration_s=round(exchange.elapsed_s(), 4),
+        duration_s=round(duration_s, 4),
         failure=exchange.failure,
     )
 
 
-def _dresser(front: FrontDoor) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+def _dresser(
+    front: FrontDoor | None,
+) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def dress(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = _SERVER
         exchange = _EXCHANGE.get(None)
-        if exchange is not None:
-            front.dress(request, response, exchange.pass_)
-
-    return dress
-
-
-async def _sign(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["Server"] = _SERVER
-    exchange = _EXCHANGE.get(None)
-    if exchange is not None:
+        if exchange is None:
+            return
+        exchange.answering = True
         response.headers[headers.REQUEST_ID] = exchange.request_id
         if name := dialect_of(request.path, request.headers).id_header:
             response.headers[name] = exchange.request_id
+        if front is not None:
+            front.dress(request, response, exchange.pass_)
+
+    return dress
 
 
 def _json(document: dict[str, Any], *, status: int = 200) -> web.Response:

@@ -9,6 +9,7 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
+from meshd.gateway.client_answer import ClientAnswer
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.protocols import Protocol
 
@@ -40,7 +41,7 @@ class ClientStream:
         self._protocol = protocol
         self._request_id = request_id
         self._last_words_s = last_words_s
-        self._response: web.StreamResponse | None = None
+        self._response: ClientAnswer | None = None
         self.headers: CIMultiDict[str] = CIMultiDict(_HEADERS)
         self.begun = False
         self.blocked = False
@@ -84,7 +85,7 @@ class ClientStream:
         response = self._response
         self.blocked = True
         if response is None:
-            response = self._response = web.StreamResponse(headers=self.headers)
+            response = self._response = ClientAnswer(self.headers)
             await response.prepare(self._request)
         await response.write(data)
         self.blocked = False

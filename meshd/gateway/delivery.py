@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
+from meshd.gateway.client_answer import ClientAnswer
 from meshd.gateway.engine_call import EngineFailed, broken
 from meshd.gateway.engine_http.answer import Answer, AnswerBroken
 from meshd.gateway.event_stream import EventStream
@@ -12,7 +13,7 @@ from meshd.gateway.intake import Refuse
 from meshd.gateway.job import Job
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.splice import BrokenSpliceError
-from meshd.gateway.tokens import Timings, Tokens, timings_of, tokens_of
+from meshd.gateway.tokens import Timings, costs_of
 from meshd.gateway.upstreams import Deadlines
 from meshd.gateway.waits import Wait, Waits
 
@@ -47,7 +48,7 @@ class Delivery:
 
     async def whole(
         self, job: Job, answer: Answer, wait: Wait
-    ) -> tuple[web.Response, Timings | None]:
+    ) -> tuple[web.StreamResponse, Timings | None]:
         """An answer that is sent when it is complete, so that a broken one can be made anew.
 
         :raises EngineFailed: it broke.
@@ -59,12 +60,12 @@ class Delivery:
             raise Refuse(openai_error.engine_lost(job.exchange.model, "answered too much"))
         if answer.status >= 400:
             raise Refuse(openai_error.from_upstream(answer.status, text))
-        job.exchange.tokens = tokens_of(text) or Tokens()
-        response = web.Response(
-            status=answer.status, body=text, headers=headers.to_client(answer.headers)
-        )
-        response.headers.update(job.signs)
-        return response, timings_of(text)
+        job.exchange.tokens, timings = costs_of(text)
+        told = headers.to_client(answer.headers)
+        told.update(job.signs)
+        if answer.status == 200:
+            return ClientAnswer(told, text), timings
+        return web.Response(status=answer.status, body=text, headers=told), timings
 
     async def body(self, answer: Answer, wait: Wait) -> bytes | None:
         """All of it, None when it is too large.

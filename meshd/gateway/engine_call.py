@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from meshd.gateway.engine_http.answer import Answer, AnswerBroken
 from meshd.gateway.engine_http.connection import Connection
+from meshd.gateway.engine_http.message_head import request_head
 from meshd.gateway.engine_http.pool import Pool
-from meshd.gateway.engine_http.request import request_head
 
 LOST = "X-Mesh-Lost"
 """On a node's 503: the request was with an engine that then died."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from meshd.gateway.gate import OPEN, Pass
 from meshd.gateway.intake import Intake
-from meshd.gateway.tokens import Tokens
+from meshd.gateway.tokens import NO_TOKENS, Tokens
 
 
 @dataclass(slots=True)
@@ -24,6 +24,7 @@ class Exchange:
     :ivar hop: another gateway sent it on: it stays here, and is counted there.
     :ivar tokens: what the answer said of itself, so far.
     :ivar here: an engine of this node answers.
+    :ivar answering: an answer's head has been made.
     """
 
     request_id: str
@@ -34,8 +35,9 @@ class Exchange:
     pass_: Pass = OPEN
     failure: str = ""
     hop: bool = False
-    tokens: Tokens = field(default_factory=Tokens)
+    tokens: Tokens = NO_TOKENS
     here: bool = False
+    answering: bool = False
 
     @property
     def key(self) -> str:

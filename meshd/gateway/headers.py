@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import random
 import re
-import uuid
 from collections.abc import Mapping
 
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -56,7 +56,7 @@ _NOT_TO_CLIENT = frozenset(
 def request_id(headers: Mapping[str, str]) -> str:
     """The client's own id where it is fit to be written into logs, else a new one."""
     given = headers.get(REQUEST_ID, "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{random.getrandbits(128):032x}"
 
 
 def to_engine(headers: Mapping[str, str], request_id: str, *, hop: bool = False) -> dict[str, str]:

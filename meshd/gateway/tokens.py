@@ -38,6 +38,9 @@ class Tokens:
     completion: int = 0
 
 
+NO_TOKENS = Tokens()
+
+
 @dataclass(frozen=True, slots=True)
 class Timings:
     """What the engine measured. :ivar cached: tokens of the prompt that it had already."""
@@ -82,16 +85,12 @@ _MOST = 1 << 24
 _MOST_MS = 86_400_000.0
 
 
-def tokens_of(document: bytes) -> Tokens | None:
-    """What a whole answer or one event's data says; None when it says nothing."""
+def costs_of(document: bytes) -> tuple[Tokens, Timings | None]:
+    """What a whole answer says of its tokens, and the engine's own times; None without them."""
     answer = _read(document)
-    return _tokens(answer) if answer else None
-
-
-def timings_of(document: bytes) -> Timings | None:
-    """The engine's own times in a whole answer or one event's data; None without them."""
-    answer = _read(document)
-    return _measured(answer) if answer else None
+    if answer is None:
+        return NO_TOKENS, None
+    return _tokens(answer) or NO_TOKENS, _measured(answer)
 
 
 class StreamTokens:

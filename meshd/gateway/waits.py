@@ -43,11 +43,11 @@ class Wait:
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> bool | None:
+    ) -> None:
         self._waits.leave(self)
         # It may know this wait: a circle, which only the collector would find.
         self._hopeless = None
-        return await self._timeout.__aexit__(kind, error, traceback)
+        await self._timeout.__aexit__(kind, error, traceback)
 
     def reconsider(self) -> None:
         if self._hopeless is not None and self._hopeless():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from meshd.gateway.engine_http.answer import Answer, AnswerBroken
 from meshd.gateway.engine_http.connection import HELD_BYTES, MAX_HEAD_BYTES, Connection
-from meshd.gateway.engine_http.request import request_head
+from meshd.gateway.engine_http.message_head import request_head
 
 HEAD = request_head("POST", "/v1/x", "engine", {"Accept": "*/*"}, 2)
 CHUNKED = (
@@ -348,5 +348,5 @@ def test_a_header_cannot_forge_another(value: str) -> None:
 
 def test_a_requests_head_is_as_it_came() -> None:
     assert request_head("POST", "/v1/x", "h:1", {"A": "caf\udce9"}, 7) == (
-        b"POST /v1/x HTTP/1.1\r\nHost: h:1\r\nA: caf\xe9\r\nContent-Length: 7\r\n\r\n"
+        b"POST /v1/x HTTP/1.1\r\nHost: h:1\r\nContent-Length: 7\r\nA: caf\xe9\r\n\r\n"
     )
