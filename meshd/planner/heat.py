@@ -19,14 +19,16 @@ SLEEP = 0.02
 """Requests a minute below which such a model is given back: one request an hour."""
 
 
-def replicas_for(rate: float, running: int, least: int, most: int | None) -> int:
+def replicas_for(rate: float, running: int, least: int, most: int | None, *, answers: bool) -> int:
     """How many there should be, where `running` load or serve now.
 
     :param rate: requests a minute, over the whole mesh.
+    :param answers: one of them serves. Until then all requests wait for the load that is under
+        way, and however many they are, a second load would only take memory and disk from it.
     """
     if running == 0:
         number = 1 if rate >= WAKE else 0
-    elif rate > HIGH_PER_REPLICA * running:
+    elif answers and rate > HIGH_PER_REPLICA * running:
         number = running + 1
     elif running == 1:
         number = 0 if rate < SLEEP else 1

@@ -69,7 +69,8 @@ def _case(asked: Wanted, mesh: Mesh, demand: Mapping[str, float]) -> Case:
         else:
             case.running.append(runs)
     case.running.sort(key=lambda runs: runs.order)
-    case.number = replicas_for(rate, len(case.running), asked.least, asked.most)
+    answers = any(runs.alive and runs.assignment.stage is Stage.READY for runs in case.running)
+    case.number = replicas_for(rate, len(case.running), asked.least, asked.most, answers=answers)
     return case
 
 

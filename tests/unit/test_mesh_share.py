@@ -161,6 +161,48 @@ def test_demand_brings_a_model_and_its_end_takes_it_away() -> None:
     assert not any(one.engines for one in lab.boxes.values())
 
 
+def _on_demand(*names: str) -> Lab:
+    lab = Lab(*(box(name, "a") for name in names))
+    for one in lab.boxes.values():
+        one.config = config(wants("a", replicas=Replicas(0, None)))
+    lab.run(5)
+    return lab
+
+
+def _loads(lab: Lab) -> set[tuple[str, float]]:
+    return {(name, began) for name, box in lab.boxes.items() for began in box.engines.values()}
+
+
+def test_however_many_wait_for_a_model_it_is_loaded_once() -> None:
+    lab = _on_demand("n1", "n2", "n3")
+    seen: set[tuple[str, float]] = set()
+    for _ in range(40):
+        lab.run(0.5, {"a": 500.0})
+        seen |= _loads(lab)
+        if lab.serving("a"):
+            break
+    assert len(lab.serving("a")) == 1
+    assert len(seen) == 1
+    # That so many ask is a reason for more as soon as one serves.
+    lab.run(10, {"a": 500.0})
+    assert len(lab.serving("a")) > 1
+
+
+def test_demand_that_comes_and_goes_loads_it_once_and_not_each_time() -> None:
+    lab = _on_demand("n1", "n2")
+    seen: set[tuple[str, float]] = set()
+    for _ in range(7):
+        # Less than `demand.dwell` altogether, and forgotten between.
+        lab.run(10, {"a": 5.0})
+        seen |= _loads(lab)
+        lab.run(30, {"a": 0.0})
+        seen |= _loads(lab)
+    assert len(seen) == 1
+    assert len(lab.serving("a")) == 1
+    lab.run(400)
+    assert lab.serving("a") == []
+
+
 def test_a_suspect_node_is_not_replaced_but_comes_last() -> None:
     lab = Lab(box("n1", "a"), box("n2", "a"))
     lab.run(10)

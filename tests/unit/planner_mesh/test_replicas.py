@@ -215,6 +215,21 @@ def test_a_hot_model_gains_one_at_a_time_while_memory_is_idle() -> None:
     assert counts == [1, 2, 3, 3, 3]
 
 
+def test_a_crowd_that_waits_for_a_load_causes_no_second_one() -> None:
+    wishes = [wish("m", least=0)]
+    others = [node(n, offer("m"), wishes=wishes) for n in "bc"]
+    for stage, replicas in ((Stage.LOADING, 1), (Stage.READY, 2)):
+        view = mesh(node("a", offer("m"), wishes=wishes, running=[runs("m", stage)]), *others)
+        assert len(where(place_replicas(view, {"m": 500.0}), "m")) == replicas
+    # What the configuration asks for does not wait for it.
+    named = [wish("m", least=2)]
+    view = mesh(
+        node("a", offer("m"), wishes=named, running=[runs("m", Stage.LOADING)]),
+        *(node(n, offer("m"), wishes=named) for n in "bc"),
+    )
+    assert len(where(place_replicas(view, {"m": 500.0}), "m")) == 2
+
+
 def test_demand_by_an_alias_is_demand_for_the_model() -> None:
     wishes = [wish("m", aliases=("x",))]
     view = mesh(*(node(n, offer("m"), wishes=wishes) for n in "ab"))

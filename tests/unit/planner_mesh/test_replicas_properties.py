@@ -195,12 +195,21 @@ def test_done_as_it_says_it_comes_to_rest_with_all_minimums_that_fit(
                 assert rooms[member.id].fit(offered.memory) is None
 
 
-@given(st.floats(0, 1000), st.integers(0, 30), st.integers(0, 5), st.none() | st.integers(0, 9))
+@given(
+    st.floats(0, 1000),
+    st.integers(0, 30),
+    st.integers(0, 5),
+    st.none() | st.integers(0, 9),
+    st.booleans(),
+)
 def test_no_number_of_replicas_oscillates(
-    rate: float, running: int, least: int, most: int | None
+    rate: float, running: int, least: int, most: int | None, answers: bool
 ) -> None:
+    def wanted(running: int) -> int:
+        return replicas_for(rate, running, least, most, answers=answers)
+
     seen = [running]
-    while (number := replicas_for(rate, seen[-1], least, most)) != seen[-1]:
+    while (number := wanted(seen[-1])) != seen[-1]:
         seen.append(number)
         assert len(seen) < 200
     moves = [later - earlier for earlier, later in pairwise(seen)]
