@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from meshd.gateway.request_body import BadBodyError
-from meshd.gateway.tool_choice import ToolChoice, tool_choice
+from meshd.gateway.tool_choice import ALL, ToolChoice, tool_choice
 
 # Of JSON text: English has four to five bytes a token, code three, Chinese one character of three.
 BYTES_PER_TOKEN = 3
@@ -46,7 +46,7 @@ class Ask:
     prompt_tokens: int = 0
     max_tokens: int = 0
     affinity: int = 0
-    tools: ToolChoice = ToolChoice()
+    tools: ToolChoice = ALL
 
 
 class Kind(StrEnum):
@@ -167,7 +167,7 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
     needs = {str(kind)}
     if kind in (Kind.EMBEDDINGS, Kind.RERANK):
         return Ask(model, needs=frozenset(needs))
-    chosen = ToolChoice()
+    chosen = ALL
     if _given(fields.tools) and bytes(fields.tools) != b"[]":
         needs.add("tools")
         chosen = tool_choice(path, fields.tool_choice)

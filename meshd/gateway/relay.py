@@ -29,9 +29,9 @@ from meshd.gateway.request_body import BadBodyError, with_model
 from meshd.gateway.routes import RoutingTable
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.telemetry import OFF, Stage
+from meshd.gateway.tool_choice import with_chosen_tools
 from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.turns import Turns
-from meshd.gateway.tool_choice import with_chosen_tools
 from meshd.gateway.upstreams import Deadlines, Upstreams
 from meshd.gateway.waiting_room import WaitingRoom
 from meshd.gateway.waits import Waits
@@ -145,12 +145,12 @@ class Relay:
         member: str,
     ) -> Job:
         ask = read(protocol.path, body.data, session_of(request.headers))
+        if ask.tools.names is not None:
+            body.data = with_chosen_tools(protocol.path, body.data, ask.tools)
         limit_s = min(table.front.wait_s, client_limit_s(request.headers))
         if exchange.hop:
             limit_s = min(limit_s, _HOP_WAIT_S)
         return Job(
-        if ask.tools.names is not None:
-            body.data = with_chosen_tools(protocol.path, body.data, ask.tools)
             request=request,
             protocol=protocol,
             ask=ask,

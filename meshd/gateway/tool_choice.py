@@ -34,43 +34,43 @@ class ToolChoice:
     names: frozenset[str] | None = None
 
 
-_ANY = ToolChoice()
+ALL = ToolChoice()
 _REQUIRED = ToolChoice(must_call=True)
 
 
 def tool_choice(path: str, raw: msgspec.Raw) -> ToolChoice:
     """:param path: of the endpoint. :param raw: the body's `tool_choice`."""
     if bytes(raw) == b'"required"':
-        return _REQUIRED if path != MESSAGES else _ANY
+        return _REQUIRED if path != MESSAGES else ALL
     if bytes(memoryview(raw)[:1]) != b"{":
-        return _ANY
+        return ALL
     try:
         choice = msgspec.json.decode(raw)
     except _NOT_JSON:
-        return _ANY
+        return ALL
     kind = choice.get("type")
     if path == MESSAGES:
         if kind == "any":
             return _REQUIRED
-        return _one(choice) if kind == "tool" else _ANY
+        return _one(choice) if kind == "tool" else ALL
     if kind == "function":
         return _one(choice)
     if kind == "allowed_tools":
         inner = choice.get("allowed_tools", choice)
-        return _some(inner) if isinstance(inner, dict) else _ANY
-    return _ANY
+        return _some(inner) if isinstance(inner, dict) else ALL
+    return ALL
 
 
 def _one(choice: Mapping[str, Any]) -> ToolChoice:
     name = _name(choice)
-    return ToolChoice(must_call=True, names=frozenset({name})) if name else _ANY
+    return ToolChoice(must_call=True, names=frozenset({name})) if name else ALL
 
 
 def _some(choice: Mapping[str, Any]) -> ToolChoice:
     tools = choice.get("tools")
     names = [_name(tool) for tool in tools] if isinstance(tools, list) else []
     if not names or not all(names):
-        return _ANY
+        return ALL
     return ToolChoice(choice.get("mode") == "required", frozenset(names))
 
 
