@@ -216,7 +216,7 @@ async def _answer(
         return await handler(request)
     except Refuse as refusal:
         response = _error(request, exchange, refusal.error)
-        if refusal.lost:
+        if refusal.lost and exchange.hop:
             response.headers[LOST] = "1"
         return response
     except web.HTTPException as error:

@@ -15,7 +15,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from meshd.gateway.headers import REQUEST_ID, request_id
 from meshd.gateway.openai_error import BUSY_RETRY_S, ApiError, unavailable
+from meshd.gateway.protocols import dialect_of, error_body
 
 MAX_LINE_BYTES = 8190
 HEAD_S = 10.0
@@ -80,7 +82,7 @@ class ClientConnection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):  # of aiohttp itself, such as for `Expect:`
-            resp = _response(_refused(resp))
+            resp = _response(_refused(resp), request)
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
@@ -115,7 +117,7 @@ class ClientConnection(RequestHandler):
         else:
             error = _broken(status, exc, message or "")
             _log.debug("request is not HTTP", code=error.status)
-        response = _response(error)
+        response = _response(error, request)
         response.force_close()
         return response
 
@@ -149,8 +151,17 @@ def _slow_head() -> ApiError:
     return ApiError(408, f"The request's head took over {HEAD_S:g} s.", code="timeout")
 
 
-def _response(error: ApiError) -> web.Response:
-    return web.Response(status=error.status, body=error.body(), content_type="application/json")
+def _response(error: ApiError, request: web.BaseRequest) -> web.Response:
+    """As far as its path is known, in its protocol's shape."""
+    dialect, given_id = dialect_of(request.path, request.headers), request_id(request.headers)
+    response = web.Response(
+        status=error.status,
+        body=error_body(dialect, error, given_id),
+        content_type="application/json",
+    )
+    for name in filter(None, (REQUEST_ID, dialect.id_header)):
+        response.headers[name] = given_id
+    return response
 
 
 def _raw(status: str, error: ApiError, *, retry_s: int = 0) -> bytes:
@@ -158,6 +169,6 @@ def _raw(status: str, error: ApiError, *, retry_s: int = 0) -> bytes:
     retry = f"Retry-After: {retry_s}\r\n" if retry_s else ""
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        f"{retry}Connection: close\r\n\r\n"
+        f"{REQUEST_ID}: {request_id({})}\r\n{retry}Connection: close\r\n\r\n"
     )
     return head.encode() + body

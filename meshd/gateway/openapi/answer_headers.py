@@ -37,16 +37,23 @@ MESH: Mapping[str, Any] = {
     headers.RESUMED: _text("Whether more than one engine made the answer.", enum=["yes", "no"]),
     headers.ATTEMPTS: _number("How many engines were asked until one answered.", 1),
 }
+STREAM: Mapping[str, Any] = {
+    "X-Accel-Buffering": _text("`no`: a proxy is to pass on each event at once.", enum=["no"]),
+}
 _MOSTLY: Mapping[str, Any] = {
-    headers.REQUEST_ID: _text("The request's id: the client's own, if it sent a usable one."),
     ANTHROPIC.id_header: _text("The request's id, where Anthropic's clients look for it."),
     RETRY: _number("Seconds after which to try again.", 1),
 }
-_ALWAYS: Mapping[str, Any] = {**_MOSTLY, CHALLENGE: _text("How to send a key.")}
+_ALWAYS: Mapping[str, Any] = {
+    **_MOSTLY,
+    headers.REQUEST_ID: _text("The request's id: the client's own, if it sent a usable one."),
+    CHALLENGE: _text("How to send a key."),
+}
 
 ALL: Mapping[str, Any] = {
     **LIMITS,
     **MESH,
+    **STREAM,
     **_MOSTLY,
     **{_REQUIRED + name: {**header, "required": True} for name, header in _ALWAYS.items()},
 }

@@ -36,6 +36,16 @@ def _or_null(schema: Schema) -> Schema:
     return either(schema, _NULL)
 
 
+def _event(*data: Schema) -> Schema:
+    """One of a stream's events, as WHATWG HTML reads them; comments are none."""
+    told = data[0] if len(data) == 1 else {"anyOf": [*data]}
+    return {"type": "object", "required": ["data"], "properties": {"event": STRING, "data": told}}
+
+
+def _holds(document: Schema) -> Schema:
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": document}
+
+
 _OPENAI_USAGE = _object("prompt_tokens", prompt_tokens=COUNT, total_tokens=COUNT)
 _ERROR_WORDS: Mapping[str, Schema] = {
     "message": STRING,
@@ -104,6 +114,15 @@ ANSWERS: Mapping[str, Schema] = {
         usage=_object("output_tokens", input_tokens=COUNT, output_tokens=COUNT),
     ),
     "TokenCount": _all(input_tokens=COUNT),
+    "OpenAIEvent": _event(
+        _word("[DONE]"),
+        {**_word("null"), "description": "llama-server's, between the answers to two prompts."},
+        _holds(either(_object("choices", choices=several(OBJECT)), ref("OpenAIError"))),
+    ),
+    "ResponsesEvent": _event(_holds(_object("type", type=STRING))),
+    "AnthropicEvent": _event(
+        _holds(either(ref("AnthropicError"), _object("type", type={"not": {"const": "error"}})))
+    ),
     "Mesh": {
         **_all(
             state={"enum": [state.value for state in ModelState]},
@@ -128,6 +147,7 @@ ANSWERS: Mapping[str, Schema] = {
         id=STRING,
         display_name=STRING,
         created_at={"type": "string", "format": "date-time"},
+        lifecycle=_word("active"),
         max_input_tokens=_or_null(COUNT),
         mesh=ref("Mesh"),
     ),

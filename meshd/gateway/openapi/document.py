@@ -18,7 +18,7 @@ from meshd.gateway import headers
 from meshd.gateway.ask import SESSION_HEADERS
 from meshd.gateway.client_limit import HEADERS as LIMIT_HEADERS
 from meshd.gateway.openapi import answer_headers, refusals
-from meshd.gateway.openapi.answer_headers import LIMITS, MESH, refer
+from meshd.gateway.openapi.answer_headers import LIMITS, MESH, STREAM, refer
 from meshd.gateway.openapi.answers import ANSWERS
 from meshd.gateway.openapi.refusals import LIST, NAMED, OWN, Refusing
 from meshd.gateway.openapi.requests import REQUEST_PARTS, REQUESTS, Schema, ref
@@ -30,9 +30,12 @@ _ABOUT = """\
 One API for all models of a mesh. Engines answer most of it themselves: what they are sent and what
 they say passes unchanged, so fields beyond the ones here are allowed everywhere.
 
-Errors have the shape of the endpoint's protocol, OpenAI's or Anthropic's. A stream that has begun
-ends with the protocol's last event (`data: [DONE]`, `response.completed`, `message_stop`) or with
-an event that is an error, and never without either. Lines that begin with `:` are comments.
+Errors have the shape of the endpoint's protocol, OpenAI's or Anthropic's; what is refused before
+its path is known, for broken HTTP or a head that is too large or too slow, has OpenAI's.
+
+A stream that has begun ends with its protocol's last event (`data: [DONE]`, `response.completed`,
+`message_stop`) or with an event that is an error, and never without either. Lines that begin with
+`:` are comments.
 
 HEAD is answered like GET. Browsers' preflight requests are answered as `gateway.origins` says.
 A path that is not here is a 404 `not_found`, another method a 405 `method_not_allowed`.
@@ -41,36 +44,48 @@ A path that is not here is a 404 `not_found`, another method a 405 `method_not_a
 
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
-    """:ivar request, answer: names of schemas. :ivar streams: if the request has `stream`."""
+    """:ivar request, answer, event: names of schemas; "" for the last where nothing is streamed."""
 
     operation: str
     summary: str
     request: str
     answer: str
-    streams: bool = False
+    event: str = ""
 
 
 _RERANK = ("Sort documents by how well they fit a query", "RerankRequest", "RerankAnswer")
 
 _ENDPOINTS: Mapping[str, _Endpoint] = {
     "/v1/chat/completions": _Endpoint(
-        "createChatCompletion", "Answer in a conversation", "ChatRequest", "ChatAnswer", True
+        "createChatCompletion",
+        "Answer in a conversation",
+        "ChatRequest",
+        "ChatAnswer",
+        "OpenAIEvent",
     ),
     "/v1/responses": _Endpoint(
         "createResponse",
         "Answer, by the Responses API",
         "ResponsesRequest",
         "ResponsesAnswer",
-        True,
+        "ResponsesEvent",
     ),
     "/v1/messages": _Endpoint(
-        "createMessage", "Answer, by the Messages API", "MessagesRequest", "MessagesAnswer", True
+        "createMessage",
+        "Answer, by the Messages API",
+        "MessagesRequest",
+        "MessagesAnswer",
+        "AnthropicEvent",
     ),
     "/v1/messages/count_tokens": _Endpoint(
         "countTokens", "Count a conversation's tokens", "MessagesRequest", "TokenCount"
     ),
     "/v1/completions": _Endpoint(
-        "createCompletion", "Go on with a text", "CompletionRequest", "CompletionAnswer", True
+        "createCompletion",
+        "Go on with a text",
+        "CompletionRequest",
+        "CompletionAnswer",
+        "OpenAIEvent",
     ),
     "/v1/embeddings": _Endpoint(
         "createEmbeddings", "Embed texts", "EmbeddingsRequest", "EmbeddingsAnswer"
@@ -142,10 +157,12 @@ def _parameters(*names: str) -> list[Schema]:
 def _inference(protocol: Protocol) -> dict[str, Any]:
     endpoint, dialect = _ENDPOINTS[protocol.path], protocol.dialect
     content: dict[str, Any] = {"application/json": {"schema": ref(endpoint.answer)}}
-    description = "The engine's answer."
-    if endpoint.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
-        description = "The engine's answer; with `stream` as events."
+    description, named = "The engine's answer.", [*LIMITS, *MESH]
+    if endpoint.event:
+        # Before OpenAPI 3.2 there is no other place to say what one event looks like.
+        content["text/event-stream"] = {"schema": ref(endpoint.event)}
+        description = "The engine's answer; with `stream` as events, each as the schema says."
+        named += STREAM
     always = (headers.REQUEST_ID, *filter(None, (dialect.id_header,)))
     return {
         "operationId": endpoint.operation,
@@ -159,7 +176,7 @@ def _inference(protocol: Protocol) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": description,
-                "headers": refer(*LIMITS, *MESH, always=always),
+                "headers": refer(*named, always=always),
                 "content": content,
             },
             **refusals.refer_all(refusals.inference(dialect)),
@@ -174,7 +191,7 @@ def _own() -> dict[str, Any]:
         "in": "path",
         "required": True,
         "description": "As a request's `model`; slashes may be in it as such.",
-        "schema": {"type": "string", "minLength": 1},
+        "schema": ref("ModelName"),
     }
     health = _get("health", "Whether the process lives", _json("Health"))
     ready = _get("readiness", "Whether some model can be served", _json("Readiness"))
@@ -196,8 +213,6 @@ def _own() -> dict[str, Any]:
 
 def _models(operation: str, how: Refusing, *schemas: str) -> dict[str, Any]:
     one = _get(operation, "The models", _json(*schemas), how)
-    given = refer(ANTHROPIC.id_header, *LIMITS, always=(headers.REQUEST_ID,))
-    one["responses"]["200"]["headers"] = given
     one["parameters"] = _parameters(*_OF_ALL, _VERSION)
     return {**one, "tags": ["models"]}
 
@@ -213,7 +228,7 @@ def _get(
         "responses": {
             "200": {
                 "description": summary,
-                "headers": refer(*LIMITS, always=(headers.REQUEST_ID,)),
+                "headers": refer(ANTHROPIC.id_header, *LIMITS, always=(headers.REQUEST_ID,)),
                 "content": content,
             },
             **refusals.refer_all(how),
@@ -236,7 +251,7 @@ def _unready() -> dict[str, Any]:
     busy = refusals.refusal(OWN, 503)
     return {
         "description": "No model can be served; `reasons` says why. Or an error.",
-        "headers": refer(headers.REQUEST_ID, answer_headers.RETRY, *LIMITS),
+        "headers": refer(headers.REQUEST_ID, ANTHROPIC.id_header, answer_headers.RETRY, *LIMITS),
         "content": {
             "application/json": {
                 **busy["content"]["application/json"],

@@ -16,6 +16,7 @@ class Scope(StrEnum):
     """Which requests may be answered so."""
 
     ANY = "any"
+    HEAD = "head"  # any, also before its path is known: then in OpenAI's shape
     TABLE = "table"  # that need the routing table
     MODEL = "model"  # that name a model
     INFERENCE = "inference"  # that engines answer
@@ -67,21 +68,25 @@ def _any(status: int, code: str, means: str) -> KnownError:
     return KnownError(Scope.ANY, status, code, means)
 
 
+def _head(status: int, code: str, means: str) -> KnownError:
+    return KnownError(Scope.HEAD, status, code, means)
+
+
 def _inference(status: int, code: str, means: str) -> KnownError:
     return KnownError(Scope.INFERENCE, status, code, means)
 
 
 KNOWN_ERRORS: tuple[KnownError, ...] = (
-    _any(400, "invalid_http", "The request is not valid HTTP"),
+    _head(400, "invalid_http", "The request is not valid HTTP"),
     _any(401, "invalid_api_key", "The API key is missing, unknown or expired"),
     _any(403, "no_api_keys", "There are no API keys, so only this machine is served"),
     _any(403, "origin_not_allowed", "The web page that asks is none of the allowed ones"),
-    _any(408, "timeout", "The request's head, or a piece of its body, took too long"),
+    _head(408, "timeout", "The request's head, or a piece of its body, took too long"),
     _any(417, "expectation_failed", "Only `Expect: 100-continue` can be met"),
     _any(421, "unknown_host", "The `Host` header names another machine"),
-    _any(431, "headers_too_large", "A line of the head has over 8190 bytes, or it has too many"),
+    _head(431, "headers_too_large", "A line of the head has over 8190 bytes, or it has too many"),
     _any(500, "internal", "The gateway failed; its log says why"),
-    _any(503, "gateway_overloaded", "There is no room for more connections, or more bodies"),
+    _head(503, "gateway_overloaded", "There is no room for more connections, or more bodies"),
     KnownError(Scope.TABLE, 503, "not_ready", "The gateway has no routing table yet"),
     KnownError(Scope.MODEL, 400, "model_ambiguous", "Several models' names begin so"),
     KnownError(Scope.MODEL, 403, "model_not_allowed", "The API key is not for this model"),
@@ -94,6 +99,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     _inference(400, "invalid_body", "The body is broken HTTP, or its encoding is"),
     _inference(400, "missing_required_parameter", "`model` is missing"),
     _inference(400, "invalid_type", "`model` is not a string"),
+    _inference(400, "invalid_value", "`tool_choice` names what is none of the tools"),
     _inference(400, "model_not_capable", "The model lacks what the request needs"),
     _inference(
         400, "context_length_exceeded", "`n_prompt_tokens` are too many for the context, `n_ctx`"
@@ -114,6 +120,3 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
 
 BETWEEN_NODES = frozenset({"full", "model_moved"})
 """Codes that only the gateways of other nodes are told."""
-
-EARLY = frozenset({400, 408, 417, 431, 500, 503})
-"""Statuses that may be answered before a request has an id, so without X-Request-Id."""

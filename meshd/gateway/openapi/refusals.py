@@ -9,8 +9,8 @@ from typing import Any
 
 from meshd.gateway import headers
 from meshd.gateway.openapi.answer_headers import CHALLENGE, LIMITS, RETRY, refer
-from meshd.gateway.openapi.known_errors import EARLY, KNOWN_ERRORS, KnownError, Scope
-from meshd.gateway.openapi.requests import ref
+from meshd.gateway.openapi.known_errors import KNOWN_ERRORS, KnownError, Scope
+from meshd.gateway.openapi.requests import Schema, either, ref
 from meshd.gateway.protocols import ANTHROPIC, OPENAI, Dialect
 
 
@@ -29,11 +29,12 @@ class Refusing:
     dialect: Dialect = OPENAI
 
 
-_INFERENCE = (Scope.ANY, Scope.TABLE, Scope.MODEL, Scope.INFERENCE)
+_ANY = (Scope.ANY, Scope.HEAD)
+_INFERENCE = (*_ANY, Scope.TABLE, Scope.MODEL, Scope.INFERENCE)
 
-OWN = Refusing("Own", "AnyError", (Scope.ANY,))
-LIST = Refusing("List", "AnyError", (Scope.ANY, Scope.TABLE))
-NAMED = Refusing("Named", "AnyError", (Scope.ANY, Scope.TABLE, Scope.MODEL))
+OWN = Refusing("Own", "AnyError", _ANY)
+LIST = Refusing("List", "AnyError", (*_ANY, Scope.TABLE))
+NAMED = Refusing("Named", "AnyError", (*_ANY, Scope.TABLE, Scope.MODEL))
 LIKE_OPENAI = Refusing("OpenAI", "OpenAIError", _INFERENCE)
 LIKE_ANTHROPIC = Refusing("Anthropic", "AnthropicError", _INFERENCE, ANTHROPIC)
 
@@ -62,8 +63,12 @@ def components() -> dict[str, Any]:
 def refusal(how: Refusing, status: int) -> dict[str, Any]:
     """One of them in full."""
     known = _by_status(how)[status]
-    ids = (headers.REQUEST_ID, *filter(None, (how.dialect.id_header,)))
-    always = [] if status in EARLY else [*ids]
+    always = [headers.REQUEST_ID]
+    sometimes: list[str] = []
+    if how.dialect is ANTHROPIC and all(error.scope is not Scope.HEAD for error in known):
+        always.append(ANTHROPIC.id_header)
+    elif how.schema != "OpenAIError":
+        sometimes.append(ANTHROPIC.id_header)
     if known[0].retry:
         always.append(RETRY)
     if status == HTTPStatus.UNAUTHORIZED:
@@ -72,15 +77,26 @@ def refusal(how: Refusing, status: int) -> dict[str, Any]:
     examples = {
         error.code: {
             "summary": error.means,
-            "value": how.dialect.error(error.example(), "req-4f1d"),
+            "value": _dialect(how, error).error(error.example(), "req-4f1d"),
         }
         for error in known
     }
     return {
         "description": f"{HTTPStatus(status).phrase}: {codes}",
-        "headers": refer(*ids, *LIMITS, always=always),
-        "content": {"application/json": {"schema": ref(how.schema), "examples": examples}},
+        "headers": refer(*sometimes, *LIMITS, always=always),
+        "content": {"application/json": {"schema": _schema(how, known), "examples": examples}},
     }
+
+
+def _dialect(how: Refusing, error: KnownError) -> Dialect:
+    return OPENAI if error.scope is Scope.HEAD else how.dialect
+
+
+def _schema(how: Refusing, known: list[KnownError]) -> Schema:
+    schemas = {how.schema: ref(how.schema)}
+    if how.dialect is not OPENAI and any(error.scope is Scope.HEAD for error in known):
+        schemas["OpenAIError"] = ref("OpenAIError")
+    return either(*schemas.values()) if len(schemas) > 1 else ref(how.schema)
 
 
 def _name(how: Refusing, status: int) -> str:
