@@ -15,7 +15,11 @@ from meshd.gateway.protocols import Protocol
 
 _log = structlog.get_logger("meshd.gateway")
 
-_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would keep the comments of a client that waits
+}
 # A comment's text may come from other nodes.
 _LONGEST_COMMENT = 200
 

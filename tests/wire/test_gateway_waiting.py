@@ -98,6 +98,7 @@ async def test_a_stream_is_told_that_it_waits_until_the_model_is_ready(tmp_path:
     ):
         # The first word comes after 2 s, the others every 5 s.
         assert answer.status == 200
+        assert answer.headers["X-Accel-Buffering"] == "no"
         assert (await line(answer)).startswith(b": waiting for m: loading, about ")
         assert (await line(answer)).startswith(b": waiting for m: loading, about ")
         assert not scripted.calls
