@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from meshd.gateway import openai_error, refusals
 from meshd.gateway.choice import Choice, Chosen, Refusal, Refused
@@ -92,17 +92,17 @@ class Turns:
         if job.waiter is not None and job.waiter.model != route.model:
             job.waiter.leave()
             job.waiter = None
+        passed, kind = job.exchange.pass_, _kind(job, route)
         if job.waiter is None:
-            passed, hop = job.exchange.pass_, job.exchange.hop
             job.waiter = self.room.enter(
                 route.model,
-                f"node:{job.member}" if hop else passed.key,
+                f"node:{job.member}" if job.member else passed.key,
                 passed.priority,
                 until_s=job.until_s,
                 could=lambda: self._could(job),
-                kind=(hop, job.exact_tokens, job.weights, frozenset(job.failed | job.lost)),
+                kind=kind,
             )
-        job.waiter.until_s = job.until_s
+        job.waiter.until_s, job.waiter.kind = job.until_s, kind
         await job.waiter.turn(job.out.comment if job.ask.stream else None)
 
     def _could(self, job: Job) -> bool:
@@ -123,3 +123,20 @@ class Turns:
             route = choice.route
             self._traffic.missed(route.model if route else job.ask.model, known=route is not None)
         return Refuse(error)
+
+
+def _kind(job: Job, route: Route) -> Hashable:
+    """All that `Choosing.pick` makes of this request, beside how things stand."""
+    asked: Hashable = None
+    if job.ask.model not in (route.model, *route.aliases):
+        # `auto` may be helped by another model as well.
+        asked = job.ask.model, job.ask.needs, job.exchange.key
+    avoided = frozenset(job.failed | job.lost)
+    return (
+        job.exchange.hop,
+        job.exact_tokens,
+        job.weights,
+        avoided,
+        job.seen if avoided else 0,
+        asked,
+    )

@@ -92,12 +92,13 @@ class Waiter:
     """One request that waits, or has waited.
 
     :ivar model: the route's name. :ivar until_s: by the room's clock.
+    :ivar kind: as for `WaitingRoom.enter`, as things stand now.
     :ivar entered_s: when it first began to wait, by the room's clock.
     """
 
     __slots__ = (
-        "_away", "_called_at", "_could", "_failure", "_kind", "_returned", "_room", "_tell_at_s",
-        "_ticket", "_wake", "entered_s", "key", "model", "priority", "until_s",
+        "_away", "_called_at", "_could", "_failure", "_returned", "_room", "_tell_at_s", "_ticket",
+        "_wake", "entered_s", "key", "kind", "model", "priority", "until_s",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +118,7 @@ class Waiter:
         self.entered_s = room.now_s()
         self._room = room
         self._could = could
-        self._kind = kind
+        self.kind = kind
         self._ticket: Ticket[Waiter] | None = None
         self._wake: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
@@ -244,7 +245,8 @@ class WaitingRoom:
         :param key: what is treated fairly: the API key's name, "" for none, "node:ID" of a gateway.
         :param until_s: by the room's clock; never later than its client waits.
         :param could: whether `choose` would find a target now; asked often.
-        :param kind: requests of one kind can be helped by the same (``hop`` or not, context, ...).
+        :param kind: requests of one kind can be helped by the same (``hop`` or not, context, ...);
+            where one of them cannot, the others are not asked.
         :raises Full: it may not.
         """
         may = admission(self._waiting, self._held.get(key, 0), self.limit)
@@ -327,13 +329,14 @@ class WaitingRoom:
 
     def _add(self, waiter: Waiter, *, first: bool) -> None:
         queue = self._line(waiter.model).queue
+        # The line may be another than the one that called it last, and count from 0 again.
+        waiter._called_at = -1
+        waiter._failure = Stopping() if self._stopping else None
         waiter._ticket = queue.add(
             waiter, waiter.key, waiter.priority, now_s=self.now_s(), first=first
         )
         self._waiting += 1
         self._held[waiter.key] = self._held.get(waiter.key, 0) + 1
-        if self._stopping:
-            waiter._fail(Stopping())
 
     def _resume(self, waiter: Waiter) -> None:
         """It waits on, after its turn brought nothing, or an engine failed it."""
@@ -381,11 +384,11 @@ class WaitingRoom:
         def fits(waiter: Waiter) -> bool:
             if waiter._away or waiter._failure or waiter._called_at >= line.events:
                 return False
-            if waiter._kind in helpless:
+            if waiter.kind in helpless:
                 return False
             if waiter._could():
                 return True
-            helpless.add(waiter._kind)
+            helpless.add(waiter.kind)
             return False
 
         ticket = line.queue.next(fits)
