@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from meshd.config.addresses import Address, parse_address
 from meshd.config.durations import format_duration
@@ -191,6 +192,16 @@ def _front(config: Config, book: _Book) -> None:
         book.say(("gateway", "tls", given), message, f"add {missing}: and the path of a PEM file")
     if config.gateway.wait_s > _LONGEST_WAIT_S:
         book.say(("gateway", "wait"), "gateway.wait must be at most 1h")
+    if config.gateway.otlp and not _is_url(config.gateway.otlp):
+        book.say(("gateway", "otlp"), f"gateway.otlp: {config.gateway.otlp} is no URL")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _demand(config: Config, book: _Book) -> None:

@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from meshd.gateway.crowd import CrowdLimits
 from meshd.gateway.front_door import FrontDoor
 from meshd.gateway.gate import Gate, loopback
 from meshd.gateway.key_watch import KeyWatch
+from meshd.gateway.lasting import lasting
 from meshd.gateway.metrics import GatewayMetrics
 from meshd.gateway.news import News
 from meshd.gateway.peer_app import asking, make_peer_app
@@ -158,23 +160,29 @@ async def running(
     await look()
     if kept is not None:
         await kept.load()
+
+    async def follow() -> None:
+        await _follow_certificate(watch, certificate, upstreams, door, news, look)
+
+    following = asyncio.create_task(lasting("following certificates", follow))
     tasks = [
-        asyncio.create_task(watch.run()),
-        asyncio.create_task(_follow_certificate(watch, certificate, upstreams, door, news, look)),
-        asyncio.create_task(keys.run()),
-        asyncio.create_task(clients.run()),
+        following,
+        asyncio.create_task(lasting("following the routing table", watch.run)),
+        asyncio.create_task(lasting("following API keys", keys.run)),
+        asyncio.create_task(lasting("looking after connections", clients.run)),
     ]
     if kept is not None:
-        tasks.append(asyncio.create_task(kept.run()))
+        tasks.append(asyncio.create_task(lasting("keeping token budgets", kept.run)))
     if options.control is not None:
-        tasks.append(asyncio.create_task(post_traffic(options.control, report)))
+        posting = partial(post_traffic, options.control, report)
+        tasks.append(asyncio.create_task(lasting("telling of traffic", posting)))
     try:
         await clients.open()
         yield Gateway(clients, front)
     finally:
         deadline = asyncio.get_running_loop().call_later(options.drain_s, relay.stop)
         # Before the door closes, so that it is not opened again.
-        tasks[1].cancel()
+        following.cancel()
         door.close()
         clients.close()
         await asyncio.gather(*(one.cleanup() for one in runners))

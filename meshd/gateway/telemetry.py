@@ -158,6 +158,8 @@ def collector(table: RoutingTable) -> Collector | None:
 
     A URL without a path is a collector's base URL, as in OTEL_EXPORTER_OTLP_ENDPOINT:
     https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp.
+
+    :raises ValueError: it is no URL.
     """
     url = table.front.otlp
     if not url:
@@ -189,6 +191,7 @@ class Telemetry:
         self._wanted: Collector | None = None
         self._current: Collector | None = None
         self._switching: asyncio.Task[None] | None = None
+        self._url = ""
 
     def request(self, headers: Mapping[str, str], path: str, request_id: str) -> Stage:
         """One request from here on, as part of the client's trace if it has one.
@@ -200,7 +203,13 @@ class Telemetry:
 
     def table_changed(self, table: RoutingTable) -> None:
         """Begin, end or move the traces, in the background."""
-        self._wanted = collector(table)
+        url, self._url = self._url, table.front.otlp
+        try:
+            self._wanted = collector(table)
+        except ValueError as error:
+            self._wanted = None
+            if url != self._url:
+                _log.warning("no traces", reason=f"gateway.otlp: {error}")
         if self._wanted != self._current and self._switching is None:
             self._switching = asyncio.create_task(self._switch())
 

@@ -271,6 +271,8 @@ def test_weak_guesses_are_not_made():
         ("console: {listen: '127.0.0.300:1'}", "not an IP address"),
         ("console: {listen: '127.0.0.1:70000'}", "from 1 to 65535"),
         ("gateway: {max_body: 1B}", "from 64KiB to 4GiB"),
+        ("gateway: {otlp: 'http://[::1'}", "gateway.otlp: http://[::1 is no URL"),
+        ("gateway: {otlp: 'http://collector:99999'}", "is no URL"),
         ("node: {reserve: {ram: 999999TB}}", "at most 16TiB"),
         ("demand: {half_life: 1s}", "from 1min to 7d"),
         ("demand: {dwell: 3d}", "from 0s to 1d"),
