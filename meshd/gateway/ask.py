@@ -179,7 +179,7 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
     counts = path.endswith("/count_tokens")
     return Ask(
         model,
-        stream=bytes(fields.stream) == b"true",
+        stream=bytes(fields.stream) == b"true" and not counts,
         needs=frozenset(needs),
         prompt_tokens=0 if counts else text_bytes // BYTES_PER_TOKEN,
         max_tokens=_limit(fields),

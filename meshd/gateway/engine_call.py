@@ -57,9 +57,16 @@ async def call(door: Door, path: str, body: bytes, head: dict[str, str]) -> Answ
     :raises EngineFailed: the engine cannot be reached, hung up, is still loading or has moved.
     """
     start = request_head("POST", path, door.host, head, len(body))
-    answer = await _on_kept(door.pool.kept(), start, body)
+    kept = door.pool.kept()
+    answer = await _on_kept(kept, start, body)
     if answer is None:
-        connection = await _fresh(door.pool)
+        try:
+            connection = await _fresh(door.pool)
+        except EngineFailed as failed:
+            if kept is None or door.remote or failed.kind != "refused":
+                raise
+            # It was there when the request came, and is not any more: it may have died of it.
+            raise EngineFailed("reset", lost=True) from None
         try:
             answer = await connection.ask(start, body)
         except AnswerBroken as error:

@@ -330,3 +330,9 @@ def test_no_bytes_bring_anything_but_a_refusal(path: str, tail: bytes) -> None:
     for body in (tail, b'{"model":"m","messages":[{"role":"user","content":' + tail):
         with suppress(BadBodyError):
             assert isinstance(read(path, body), Ask)
+
+
+def test_counting_tokens_is_no_stream_whatever_the_body_says() -> None:
+    body = {"messages": said("hello"), "stream": True}
+    assert ask(MESSAGES, body).stream
+    assert not ask(f"{MESSAGES}/count_tokens", body).stream
