@@ -98,10 +98,12 @@ def add_inference(
     relay: Relay,
     telemetry: Telemetry,
     hop: Callable[[web.Request], bool] = lambda _: False,
+    member: Callable[[web.Request], str] = lambda _: "",
 ) -> None:
     """The models, and all that engines answer.
 
-    :param hop: whether another gateway sent a request on.
+    :param hop: whether another gateway sent a request on. :param member: id of the node that sent
+        it, "" for none.
     """
 
     async def inference(request: web.Request) -> web.StreamResponse:
@@ -110,7 +112,9 @@ def add_inference(
         traced = telemetry.request(request.headers, request.path, exchange.request_id)
         with exchange.pass_.running(), traced as trace:
             try:
-                response = await relay.handle(request, PROTOCOLS[request.path], exchange, trace)
+                response = await relay.handle(
+                    request, PROTOCOLS[request.path], exchange, trace, member(request)
+                )
                 trace.note(code=response.status)
                 return response
             except Refuse as refusal:

@@ -66,6 +66,8 @@ class Choosing:
             return None
         if choice.reason not in (Refusal.UNKNOWN, Refusal.NOT_READY):
             return None
+        if choice.route is None and job.exchange.pass_.limited:
+            return None  # a member knows nothing of our keys, and what it would take the name for
         for peer in table.peers:
             target = Target(peer.node, "", True, 1, address=peer.address)
             if target.key not in self._upstreams.suspects:

@@ -67,6 +67,11 @@ class Pass:
         self._account = account
         self._clock = clock
 
+    @property
+    def limited(self) -> bool:
+        """Whether there are models that it may not use."""
+        return self._holder is not None and bool(self._holder.models)
+
     def allows(self, model: str) -> bool:
         """:param model: its own name, not an alias."""
         return self._holder is None or self._holder.allows(model)

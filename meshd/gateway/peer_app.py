@@ -48,7 +48,14 @@ def make_peer_app(
         return web.Response(body=b'{"status":"ok"}', content_type="application/json")
 
     app = bare_app(metrics, members_only)
-    add_inference(app, watch, relay, telemetry, hop=lambda request: headers.HOP in request.headers)
+    add_inference(
+        app,
+        watch,
+        relay,
+        telemetry,
+        hop=lambda request: headers.HOP in request.headers,
+        member=lambda request: member_of(request.transport),
+    )
     app.router.add_get("/mesh/health", health)
     app.router.add_get("/mesh/routes", feed.handle)
     app.on_shutdown.append(lambda _: feed.stop())

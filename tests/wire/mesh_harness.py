@@ -19,6 +19,7 @@ from meshd.gateway.routes_feed import FeedLimits
 from meshd.gateway.serve import GatewayOptions, running
 from meshd.gateway.table_file import write_table
 from meshd.gateway.upstreams import Deadlines
+from meshd.keys.key_folder import KeyPlaces
 from meshd.mesh.credentials import from_secret, write_tls
 from meshd.mesh.identity import identity
 from meshd.mesh.tls import client_context, server_name
@@ -126,6 +127,7 @@ async def node(
     control: Path | None = None,
     drain_s: float = 0.3,
     secret: bytes = SECRET,
+    keys: KeyPlaces | None = None,
 ) -> AsyncIterator[Node]:
     """A gateway that knows its certificate and nothing else yet."""
     who = member(folder, name, secret)
@@ -142,6 +144,7 @@ async def node(
         process_metrics=False,
         control=control,
         feed=feed or FeedLimits(),
+        keys=keys,
     )
     async with (
         running(options, clients, peers),
