@@ -101,8 +101,8 @@ def _add(arguments: argparse.Namespace) -> int:
     print(f"{path} has its hash; the key itself is shown this once only", file=sys.stderr)
     if not ring.configured:
         print(
-            "this is the first key: other machines are served from now on, at the addresses of"
-            f" gateway.listen in {arguments.paths.config}",
+            "this is the first key: within seconds other machines are served too, at the addresses"
+            f" of gateway.listen in {arguments.paths.config}",
             file=sys.stderr,
         )
     for error in ring.errors:
