@@ -1,4 +1,4 @@
-"""A node opens its gateway to other machines when there is an API key, and closes it with the last."""
+"""A node opens its gateway to others with the first API key, and closes it with the last."""
 
 from __future__ import annotations
 
