@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from meshd.gateway.answer_format import answer_format
 from meshd.gateway.request_body import BadBodyError
 from meshd.gateway.tool_choice import ALL, ToolChoice, tool_choice
 
@@ -38,6 +39,7 @@ class Ask:
     :ivar affinity: 64-bit hash of the conversation's head, equal for all of its turns; 0 when
         there is no prefix worth keeping. The model is not part of it: names may be aliases.
     :ivar tools: which of its tools the answer may call, or has to.
+    :ivar answer_format: a `response_format` that the engine has to be told, b"" for none.
     """
 
     model: str
@@ -47,6 +49,7 @@ class Ask:
     max_tokens: int = 0
     affinity: int = 0
     tools: ToolChoice = ALL
+    answer_format: bytes = b""
 
 
 class Kind(StrEnum):
@@ -120,6 +123,7 @@ class _Loose(msgspec.Struct):
     tool_choice: msgspec.Raw = _ABSENT
     prompt: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
+    text: msgspec.Raw = _ABSENT
     system: msgspec.Raw = _ABSENT
     instructions: msgspec.Raw = _ABSENT
     prompt_cache_key: msgspec.Raw = _ABSENT
@@ -185,6 +189,7 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
         max_tokens=_limit(fields),
         affinity=0 if counts else _affinity(path, fields, session),
         tools=chosen,
+        answer_format=answer_format(path, fields.text),
     )
 
 

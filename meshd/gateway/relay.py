@@ -18,6 +18,7 @@ from meshd.gateway.client_stream import ClientStream
 from meshd.gateway.continuation import CannotResume, Finished
 from meshd.gateway.delivery import StreamBroken
 from meshd.gateway.engine_call import EngineFailed
+from meshd.gateway.engine_words import in_engine_words
 from meshd.gateway.exchange import Exchange, HeldBody
 from meshd.gateway.intake import Intake, Refuse
 from meshd.gateway.job import Job
@@ -29,7 +30,6 @@ from meshd.gateway.request_body import BadBodyError, with_model
 from meshd.gateway.routes import RoutingTable
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.telemetry import OFF, Stage
-from meshd.gateway.tool_choice import with_chosen_tools
 from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.turns import Turns
 from meshd.gateway.upstreams import Deadlines, Upstreams
@@ -145,8 +145,7 @@ class Relay:
         member: str,
     ) -> Job:
         ask = read(protocol.path, body.data, session_of(request.headers))
-        if ask.tools.names is not None:
-            body.data = with_chosen_tools(protocol.path, body.data, ask.tools)
+        body.data = in_engine_words(protocol.path, body.data, ask)
         limit_s = min(table.front.wait_s, client_limit_s(request.headers))
         if exchange.hop:
             limit_s = min(limit_s, _HOP_WAIT_S)

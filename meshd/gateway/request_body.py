@@ -55,9 +55,14 @@ def with_model(body: bytes, model: str) -> bytes:
 
     :raises BadBodyError: a field's name is not Unicode.
     """
+    return with_field(body, "model", msgspec.json.encode(model))
+
+
+def with_field(body: bytes, name: str, value: bytes) -> bytes:
+    """The same body with one field set, likewise. :param value: as JSON."""
     try:
         fields = _fields.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadBodyError(f"the request body is not JSON: {error}", code="invalid_json") from None
-    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    fields[name] = msgspec.Raw(value)
     return msgspec.json.encode(fields)

@@ -363,6 +363,14 @@ def test_responses_call_tools(client: openai.OpenAI) -> None:
     ]
 
 
+def test_responses_have_the_form_that_is_asked_for(client: openai.OpenAI) -> None:
+    # Which llama-server does not heed by itself.
+    answer = client.responses.parse(
+        model=TINY, input=QUESTION, max_output_tokens=MOST_TOKENS, text_format=Person
+    )
+    assert isinstance(answer.output_parsed, Person)
+
+
 # Refusals
 
 
