@@ -55,8 +55,8 @@ def events_of(stream: bytes) -> list[bytes]:
 class Heard:
     """All that a client makes of a stream.
 
-    :ivar ids: that it said, of anything. :ivar frames: its events but those that bring text, in
-        order, by type.
+    :ivar ids: that it said, of anything; not when, as that changes along a stream.
+    :ivar frames: its events but those that bring text, in order, by type.
     :ivar finish: reasons why it ended. :ivar usage: each that it said. :ivar last: the last line.
     :ivar said: what its last events say of the whole text.
     """
@@ -98,7 +98,6 @@ def heard(stream: bytes) -> Heard:
 
 def _chunk(document: dict[str, Any], got: Heard) -> None:
     got.ids.add(document["id"])
-    got.ids.add(str(document["created"]))
     for choice in document["choices"]:
         delta = choice.get("delta", {})
         got.text += delta.get("content") or choice.get("text") or ""

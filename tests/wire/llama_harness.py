@@ -21,7 +21,7 @@ CONTEXT = 16384
 
 
 class Llama:
-    """:ivar path: of its socket."""
+    """:ivar path: of its socket. :ivar killed: it was, and was not started again."""
 
     def __init__(self, server: Path, path: Path, options: Sequence[str] = ()) -> None:
         """:param options: of llama-server, beside those that all of them get."""
@@ -33,13 +33,16 @@ class Llama:
             *options,
         )  # fmt: skip
         self.process: asyncio.subprocess.Process | None = None
+        self.killed = False
         self._http = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(path), force_close=True),
             timeout=aiohttp.ClientTimeout(total=20),
         )
 
     async def start(self) -> None:
-        """Returns when it answers."""
+        """Returns when it answers. A killed one is waited for first."""
+        if self.killed:
+            await self.dead()
         await asyncio.to_thread(self.path.unlink, missing_ok=True)
         self.process = await asyncio.create_subprocess_exec(
             *self._command,
@@ -47,11 +50,13 @@ class Llama:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
+        self.killed = False
         await until(self.healthy, 60)
 
     def kill(self) -> None:
         """As the kernel does it: no word to anybody, the socket's file stays."""
         assert self.process is not None
+        self.killed = True
         self.process.kill()
 
     async def dead(self) -> None:
