@@ -218,7 +218,7 @@ def _cut_is_none(ask: Callable[[int], list[Any]]) -> Callable[[int], list[Any]]:
 
 
 class Person(pydantic.BaseModel):
-    name: str
+    name: str = pydantic.Field(max_length=12)
     age: int
 
 
