@@ -75,6 +75,8 @@ KINDS: Mapping[str, Kind] = {
 }
 """Paths that `read` knows, llama-server's other names for reranking among them."""
 
+_ALONE: Mapping[Kind, frozenset[str]] = {kind: frozenset({str(kind)}) for kind in Kind}
+
 # Types of parts that only some models take. The text of a string cannot hold them with both
 # quotes unescaped, so their absence is certain.
 _MEDIA: Mapping[bytes, str] = {
@@ -168,23 +170,25 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
     fields = _fields(body)
     model = _model(fields.model)
     kind = KINDS[path]
-    needs = {str(kind)}
-    if kind in (Kind.EMBEDDINGS, Kind.RERANK):
-        return Ask(model, needs=frozenset(needs))
+    needs = _ALONE[kind]
+    if kind is Kind.EMBEDDINGS or kind is Kind.RERANK:
+        return Ask(model, needs=needs)
     chosen = ALL
     if _given(fields.tools) and bytes(fields.tools) != b"[]":
-        needs.add("tools")
+        needs |= {"tools"}
         chosen = tool_choice(path, fields.tool_choice)
     text_bytes = len(body)
-    if any(body.find(mark) >= 0 for mark in _MEDIA_IN.get(path, ())):
-        media, media_bytes = _media(body)
-        needs |= media
-        text_bytes -= media_bytes
+    for mark in _MEDIA_IN.get(path, ()):
+        if mark in body:
+            media, media_bytes = _media(body)
+            needs |= media
+            text_bytes -= media_bytes
+            break
     counts = path.endswith("/count_tokens")
     return Ask(
         model,
         stream=bytes(fields.stream) == b"true" and not counts,
-        needs=frozenset(needs),
+        needs=needs,
         prompt_tokens=0 if counts else text_bytes // BYTES_PER_TOKEN,
         max_tokens=_limit(fields),
         affinity=0 if counts else _affinity(path, fields, session),
@@ -195,7 +199,10 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
 
 def session_of(headers: Mapping[str, str]) -> str:
     """The conversation as the client's headers name it, "" when they do not."""
-    return next((headers[name] for name in SESSION_HEADERS if headers.get(name)), "")
+    for name in SESSION_HEADERS:
+        if said := headers.get(name):
+            return said
+    return ""
 
 
 def _fields(body: bytes) -> Any:
@@ -228,14 +235,14 @@ def _model(raw: msgspec.Raw) -> str:
 
 
 def _given(raw: msgspec.Raw) -> bool:
-    return len(raw) != 4 or bytes(raw) != b"null"
+    return raw is not _ABSENT and (len(raw) != 4 or bytes(raw) != b"null")
 
 
 def _limit(fields: _Loose) -> int:
     """The engine takes the first of these; what is no count of tokens sets no limit."""
     for name in _LIMITS:
         raw: msgspec.Raw = getattr(fields, name)
-        if len(raw) < 10 and _INTEGER.fullmatch(raw):
+        if raw is not _ABSENT and len(raw) < 10 and _INTEGER.fullmatch(raw):
             return int(bytes(raw))
     return 0
 
@@ -331,13 +338,14 @@ def _items(first: Any) -> Iterator[Any]:
 
 def _hash(pieces: Iterable[bytes | memoryview]) -> int:
     """Of long pieces only both ends and the length count. Never 0, except of nothing."""
-    digest, some = blake2b(digest_size=8), False
+    hashed: list[bytes | memoryview] = []
     for piece in pieces:
-        some = True
-        digest.update(len(piece).to_bytes(8, "big"))
+        hashed.append(len(piece).to_bytes(8, "big"))
         if len(piece) <= 2 * _HEAD_PIECE_BYTES:
-            digest.update(piece)
+            hashed.append(piece)
         else:
-            digest.update(piece[:_HEAD_PIECE_BYTES])
-            digest.update(piece[-_HEAD_PIECE_BYTES:])
-    return (int.from_bytes(digest.digest(), "big") or 1) if some else 0
+            hashed += piece[:_HEAD_PIECE_BYTES], piece[-_HEAD_PIECE_BYTES:]
+    if not hashed:
+        return 0
+    # In one call: each costs as much as a kilobyte.
+    return int.from_bytes(blake2b(b"".join(hashed), digest_size=8).digest(), "big") or 1

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 from meshd.gateway.affinity import capacity, identity, weight
 from meshd.gateway.ask import Ask
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
@@ -41,8 +43,7 @@ class Why(StrEnum):
     LOAD = "load"  # its place had too much to do, or it has none
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
+class Chosen(msgspec.Struct, frozen=True):
     route: Route
     target: Target
     why: Why = Why.ONLY

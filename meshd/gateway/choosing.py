@@ -28,8 +28,10 @@ class Choosing:
         table = self._table()
         if table is None:
             return Refused(Refusal.UNKNOWN)
-        avoided = self._upstreams.suspects | job.lost
-        if not anew:
+        avoided = self._upstreams.suspects
+        if job.lost:
+            avoided |= job.lost
+        if job.failed and not anew:
             avoided |= job.failed
         model = job.exchange.model if job.out.begun else ""
         if not model:

@@ -18,11 +18,12 @@ def client_limit_s(headers: Mapping[str, str]) -> float:
 
     :param headers: case-insensitive. What is no number of seconds above 0 is passed over.
     """
-    said = (_seconds(headers.get(name, "")) for name in HEADERS)
-    return min(
-        (one - min(_MARGIN_MOST_S, one * _MARGIN_SHARE) for one in said if one > 0),
-        default=math.inf,
-    )
+    limit_s = math.inf
+    for name in HEADERS:
+        said = headers.get(name)
+        if said and (one := _seconds(said)) > 0:
+            limit_s = min(limit_s, one - min(_MARGIN_MOST_S, one * _MARGIN_SHARE))
+    return limit_s
 
 
 def _seconds(text: str) -> float:

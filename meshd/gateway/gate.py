@@ -20,7 +20,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from aiohttp import web
 
@@ -76,16 +76,16 @@ class Pass:
         """:param model: its own name, not an alias."""
         return self._holder is None or self._holder.allows(model)
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> AbstractContextManager[None]:
         """One request from its beginning to the end of its answer, waiting included.
 
         :raises Refuse: 429 with Retry-After, a budget is used up; nothing was counted then.
         """
         account, holder = self._account, self._holder
-        if account is None or holder is None:
-            yield
-            return
+        return _FREE if account is None or holder is None else self._counted(account, holder)
+
+    @contextmanager
+    def _counted(self, account: Account, holder: ApiKey) -> Iterator[None]:
         now_s = self._clock()
         _check_budgets(holder, account, now_s)
         if account.requests is not None:
@@ -118,6 +118,7 @@ class Pass:
         return told
 
 
+_FREE = nullcontext()
 OPEN = Pass()
 """For whoever needs no key."""
 
@@ -208,7 +209,10 @@ def passed_on(headers: Mapping[str, str]) -> bool:
 
     One that asks for this machine itself, as servers for web developers do, does not count.
     """
-    if not any(name in headers for name in _PASSED_ON):
+    for name in _PASSED_ON:
+        if name in headers:
+            break
+    else:
         return False
     # Of a multidict these are all, also where a header is there twice.
     said = [value for name, value in headers.items() if name.lower() in _PASSED_ON]

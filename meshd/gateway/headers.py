@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -64,29 +65,31 @@ def to_engine(headers: Mapping[str, str], request_id: str, *, hop: bool = False)
 
     :param hop: mark it as sent on by a gateway.
     """
-    passed = {name: headers[name] for name in _TO_ENGINE if name in headers}
     # An engine's HTTP library would read a form or a multipart body as such.
-    return {
+    head = {
         "Accept": "*/*",
-        **passed,
         "Accept-Encoding": "identity",
         "Content-Type": "application/json",
         REQUEST_ID: request_id,
-        **({HOP: "1"} if hop else {}),
     }
+    for name in _TO_ENGINE:
+        if (value := headers.get(name)) is not None:
+            head[name] = value
+    if hop:
+        head[HOP] = "1"
+    return head
 
 
 def to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     """The head of the answer as the client gets it, less what holds for one connection only."""
-    named = {
-        name.strip().lower()
-        for value in headers.getall("Connection", ())
-        for name in value.split(",")
-    }
-    return CIMultiDict(
-        (name, value)
-        for name, value in headers.items()
-        if (low := name.lower()) not in _NOT_TO_CLIENT
-        and low not in named
-        and not low.startswith("access-control-")
-    )
+    told = CIMultiDict(one for one in headers.items() if _is_for_client(one[0]))
+    for value in headers.getall("Connection", ()):
+        for name in value.split(","):
+            told.popall(name.strip(), None)
+    return told
+
+
+@lru_cache(maxsize=256)
+def _is_for_client(name: str) -> bool:
+    low = name.lower()
+    return low not in _NOT_TO_CLIENT and not low.startswith("access-control-")

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -23,7 +24,7 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 
 from meshd.gateway.histogram import FastHistogram, Observations
-from meshd.gateway.tokens import Tokens
+from meshd.gateway.tokens import NO_TOKENS, Tokens
 
 UNKNOWN_MODEL = "unknown"
 NO_MODEL = "none"
@@ -59,8 +60,7 @@ class Resumption(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """One request at its end.
 
     :ivar endpoint: the path as the gateway lists it.
@@ -82,7 +82,7 @@ class Answered:
     hop: bool = False
     first_token_s: float | None = None
     queued_s: float = 0.0
-    tokens: Tokens = field(default_factory=Tokens)
+    tokens: Tokens = NO_TOKENS
     key: str = ""
 
 

@@ -17,6 +17,8 @@ _LAST_S = 5.0
 # A node that said that it lacks a model is not asked for it again before others may know.
 _LACK_S = 1.0
 
+_NOBODY: frozenset[str] = frozenset()
+
 Probe = Callable[[Target], Awaitable[bool]]
 
 
@@ -34,6 +36,8 @@ class Suspicion:
 
     @property
     def keys(self) -> frozenset[str]:
+        if not self._suspects and not self._lacking:
+            return _NOBODY
         return frozenset((*self._suspects, *self._lacking))
 
     @property

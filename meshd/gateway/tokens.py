@@ -15,7 +15,6 @@ messages                   the same, less what was cached; streamed, half in ``m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
 
@@ -32,8 +31,7 @@ _FRAMES = (
 _NAMED = b"event: "
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     prompt: int = 0
     completion: int = 0
 
@@ -41,8 +39,7 @@ class Tokens:
 NO_TOKENS = Tokens()
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
+class Timings(msgspec.Struct, frozen=True):
     """What the engine measured. :ivar cached: tokens of the prompt that it had already."""
 
     prompt_ms: float = 0.0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from meshd.gateway.certificate import Certificate
@@ -53,6 +52,24 @@ class _Used:
     uses: int = 0
 
 
+class _InUse:
+    """A context of its own: one made of a generator costs a request three times as much."""
+
+    __slots__ = ("_target", "_upstreams", "_used", "_where")
+
+    def __init__(self, upstreams: Upstreams, model: str, target: Target) -> None:
+        self._upstreams = upstreams
+        self._target = target
+        self._where = place(model, target)
+
+    def __enter__(self) -> Door:
+        self._used = self._upstreams._take(self._where, self._target)
+        return self._used.door
+
+    def __exit__(self, *_: object) -> None:
+        self._upstreams._leave(self._where, self._target.key, self._used)
+
+
 class Upstreams:
     """One small pool for each engine's socket, and one for each other node.
 
@@ -80,32 +97,36 @@ class Upstreams:
         """Keys and places that failed and have not answered a probe."""
         return self.suspicion.keys
 
-    @contextmanager
-    def request(self, model: str, target: Target) -> Iterator[Door]:
-        """Counts one request at a target while it lasts, and says where to send it.
+    def request(self, model: str, target: Target) -> _InUse:
+        """A context that counts one request at a target, and says where to send it.
 
-        :raises EngineFailed: nothing can be sent there.
+        :raises EngineFailed: when it is entered: nothing can be sent there.
         """
-        where = place(model, target)
-        used = self._used.get(target.key)
+        return _InUse(self, model, target)
+
+    def _take(self, where: str, target: Target) -> _Used:
+        key = target.key
+        used = self._used.get(key)
         if used is None:
-            used = self._used[target.key] = _Used(self._door(target))
+            used = self._used[key] = _Used(self._door(target))
         self.in_flight[where] = self.in_flight.get(where, 0) + 1
         used.uses += 1
-        try:
-            yield used.door
-        finally:
-            self.in_flight[where] -= 1
-            if not self.in_flight[where]:
-                del self.in_flight[where]
-            used.uses -= 1
-            if not used.uses:
-                current = self._used.get(target.key) is used
-                unlisted = self._known is not None and target.key not in self._known
-                if current and unlisted:
-                    del self._used[target.key]
-                if not current or unlisted:
-                    used.door.pool.close()
+        return used
+
+    def _leave(self, where: str, key: str, used: _Used) -> None:
+        left = self.in_flight[where] - 1
+        if left:
+            self.in_flight[where] = left
+        else:
+            del self.in_flight[where]
+        used.uses -= 1
+        if not used.uses:
+            current = self._used.get(key) is used
+            unlisted = self._known is not None and key not in self._known
+            if current and unlisted:
+                del self._used[key]
+            if not current or unlisted:
+                used.door.pool.close()
 
     def table_changed(self, table: RoutingTable) -> None:
         """Believe the brain, and forget engines and nodes that are no longer listed."""
