@@ -9,9 +9,9 @@ import asyncio
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from tests.unit.streams import Heard, events_of, heard
 from tests.wire.gateway_harness import Running, gateway, until
 from tests.wire.llama_harness import CONTEXT, MODEL, SLOTS, Llama, llama
+from tests.wire.mesh_harness import Node, table
+from tests.wire.mesh_harness import node as mesh_node
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
@@ -78,8 +80,8 @@ async def _pair(
                 node: await stack.enter_async_context(llama(server, path, options))
                 for node, path in paths.items()
             }
-            table = RoutingTable(generation=1, routes=(route,))
-            yield Pair(await stack.enter_async_context(gateway(folder, table)), engines)
+            routes = RoutingTable(generation=1, routes=(route,))
+            yield Pair(await stack.enter_async_context(gateway(folder, routes)), engines)
 
 
 @dataclass
@@ -101,9 +103,11 @@ async def _ask(
     request: dict[str, Any],
     *kills: int,
     headers: dict[str, str] | None = None,
+    how: Callable[[Llama], None] = Llama.kill,
 ) -> Told:
     """:param kills: the engine that answers is killed after so many events with text; the next
     one, once it is known, after so many in all.
+    :param how: it is killed.
     """
     body = {"model": "tiny", "stream": True, **request}
     async with pair.node.http.post(pair.node.base + path, json=body, headers=headers) as answer:
@@ -114,7 +118,7 @@ async def _ask(
             nodes = [answer.headers["X-Mesh-Node"], *_NODE.findall(told.stream.decode())]
             for node, at in zip(nodes[len(told.killed) :], kills[len(told.killed) :], strict=False):
                 if _texts(told.stream) >= at:
-                    pair.engines[node].kill()
+                    how(pair.engines[node])
                     told.killed.append(node)
         return told
 
@@ -310,3 +314,66 @@ async def test_a_death_before_the_first_byte_is_not_seen_at_all(server: Path) ->
         _same(told, unbroken, attempts=2)
         assert told.headers["X-Mesh-Node"] == "n1"
         assert not told.heard.comments
+
+
+# -- over other nodes ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _mesh(server: Path) -> AsyncIterator[tuple[Node, list[Node], Pair]]:
+    """A node without an engine, and two that have one each."""
+    with tempfile.TemporaryDirectory(prefix="mesh") as name:
+        folder = Path(name)
+        async with AsyncExitStack() as stack:
+            front, *nodes = [
+                await stack.enter_async_context(mesh_node(folder, one)) for one in ("a", "b", "c")
+            ]
+            engines = {}
+            for one in nodes:
+                path = one.member.folder / "e.sock"
+                engines[one.id] = await stack.enter_async_context(llama(server, path, ENDLESS))
+                await one.tell(table([_same_weights(one.own(path))], [front, *nodes], model="tiny"))
+            await front.tell(_seen(front, nodes))
+            yield front, nodes, Pair(front.running, engines)
+
+
+def _same_weights(target: Target) -> Target:
+    return replace(target, weights="same")
+
+
+def _seen(front: Node, nodes: Sequence[Node], *suspects: str) -> RoutingTable:
+    targets = [_same_weights(one.seen(suspect=one.id in suspects)) for one in nodes]
+    return table(targets, [front, *nodes], model="tiny")
+
+
+@pytest.mark.parametrize("case", ["chat", "messages"])
+async def test_a_kill_on_another_node_is_not_seen_in_the_text(server: Path, case: str) -> None:
+    path, request, kills = CASES[case]
+    async with _mesh(server) as (_, _, pair):
+        unbroken = await _ask(pair, path, request)
+        for kill_at in kills[:2]:
+            await pair.restart()
+            told = await _ask(pair, path, request, kill_at)
+            assert _resumed(told)
+            # The node whose engine has just come back may not know it yet.
+            _same(told, unbroken, attempts=int(told.headers["X-Mesh-Attempts"]))
+
+
+async def test_an_engine_that_hangs_on_another_node_is_left_when_the_table_says_so(
+    server: Path,
+) -> None:
+    path, request, _ = CASES["chat"]
+    async with _mesh(server) as (front, nodes, pair):
+        unbroken = await _ask(pair, path, request)
+        stopped = asyncio.get_running_loop().create_future()
+
+        def stop(engine: Llama) -> None:
+            engine.stop()
+            stopped.set_result(next(one for one in pair.engines if pair.engines[one] is engine))
+
+        asking = asyncio.create_task(_ask(pair, path, request, 50, how=stop))
+        # It is said only once, and at once.
+        await front.tell(_seen(front, nodes, await stopped))
+        told = await asyncio.wait_for(asking, 20)
+        assert _resumed(told)
+        _same(told, unbroken)
