@@ -83,10 +83,16 @@ class ClientConnection(RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):  # of aiohttp itself, such as for `Expect:`
             resp = _response(_refused(resp), request)
+        # After a body that broke nothing can be read any more.
+        broken = request.content.exception() is not None
+        if broken and not resp.prepared:
+            resp.force_close()
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
             self._busy = False
+            if broken:
+                self.force_close()
 
     def look(self, now_s: float) -> bool:
         """Hang up on a client whose head takes too long; whether it was so."""
@@ -140,6 +146,9 @@ def _broken(status: int, exc: BaseException | None, message: str) -> ApiError:
     words = message.partition("\n")[0].strip().rstrip(":.")
     if words.startswith("Too many headers"):
         return ApiError(431, "The request has too many headers.", code="headers_too_large")
+    if words.startswith("Can not decode content-encoding"):
+        text = "The request's body is packed in a way that is not known here; gzip and deflate are."
+        return ApiError(415, text, code="unknown_encoding")
     return ApiError(status, f"This is not valid HTTP: {words}.", code="invalid_http")
 
 

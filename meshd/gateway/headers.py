@@ -73,7 +73,7 @@ def to_engine(headers: Mapping[str, str], request_id: str, *, hop: bool = False)
         REQUEST_ID: request_id,
     }
     for name in _TO_ENGINE:
-        if (value := headers.get(name)) is not None:
+        if (value := headers.get(name)) is not None and value.isascii():
             head[name] = value
     if hop:
         head[HOP] = "1"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,7 +17,6 @@ from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
 from tests.wire import gateway_harness
 from tests.wire.api_harness import in_a_thread, judging
 from tests.wire.api_schema import (
-    BODIES,
     ELSEWHERE,
     FEW,
     KEY,
@@ -29,9 +27,8 @@ from tests.wire.api_schema import (
     keys_in,
     schema_of,
 )
-from tests.wire.gateway_harness import CHAT, gateway, until
-
-TINY = Path(__file__).resolve().parents[2] / "share/models/tiny.gguf"
+from tests.wire.gateway_harness import gateway
+from tests.wire.llama_harness import MODEL, llama
 
 
 def table_of(path: Path) -> RoutingTable:
@@ -69,7 +66,7 @@ def session() -> Iterator[requests.Session]:
 
 OPEN = schema_of(described(), MANY)
 KEYED = schema_of(described(local=False), FEW)
-REAL = schema_of(described(), FEW, "positive")
+REAL = schema_of(described(), FEW)
 
 
 @OPEN.parametrize()
@@ -101,34 +98,16 @@ def test_without_one_only_what_says_nothing_is_open(
 @asynccontextmanager
 async def llama_node(server: Path, folder: Path) -> AsyncIterator[str]:
     """A real engine that answers everything but rerank, in few words."""
+    options = ["--alias", MODELS[0], "--ctx-size", "512", "--predict", "4", "--parallel", "1"]
     path = folder / "e.sock"
-    process = await asyncio.create_subprocess_exec(
-        server, "--model", TINY, "--host", path, "--alias", MODELS[0], "--ctx-size", "512",
-        "--predict", "4", "--parallel", "1", "--fit", "off", "--threads", "1", "--cache-ram", "0",
-        "--no-ui", "--embeddings", "--pooling", "mean",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        async with gateway(folder, table_of(path)) as running:
-
-            async def ready() -> bool:
-                assert process.returncode is None, "llama-server ended"
-                status, _, _ = await running.post({"model": MODELS[0], **BODIES[CHAT]})
-                return status == 200
-
-            await until(ready, 60, pause_s=0.1)
-            yield running.base
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+    async with llama(server, path, options), gateway(folder, table_of(path)) as running:
+        yield running.base
 
 
 @pytest.fixture(scope="module")
-def llama(engine: Place) -> Iterator[str]:
-    if not TINY.exists():
-        pytest.skip(f"{TINY} is not there")
+def real(engine: Place) -> Iterator[str]:
+    if not MODEL.exists():
+        pytest.skip(f"{MODEL} is not there")
     server = engine.binary(SERVER)
     assert server
     with (
@@ -140,10 +119,10 @@ def llama(engine: Place) -> Iterator[str]:
 
 @REAL.parametrize()
 def test_llama_server_answers_as_described(
-    case: schemathesis.Case, llama: str, session: requests.Session
+    case: schemathesis.Case, real: str, session: requests.Session
 ) -> None:
     if isinstance(case.body, dict):
         # Else it may write until its context is full, some hundred tokens.
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             case.body.pop(name, None)
-    case.call_and_validate(base_url=llama, session=session, checks=[*SHAPES, not_a_server_error])
+    case.call_and_validate(base_url=real, session=session, checks=[*SHAPES, not_a_server_error])

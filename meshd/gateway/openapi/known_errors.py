@@ -82,6 +82,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     _any(403, "no_api_keys", "There are no API keys, so only this machine is served"),
     _any(403, "origin_not_allowed", "The web page that asks is none of the allowed ones"),
     _head(408, "timeout", "The request's head, or a piece of its body, took too long"),
+    _head(415, "unknown_encoding", "The body is packed in a way that is not known"),
     _any(417, "expectation_failed", "Only `Expect: 100-continue` can be met"),
     _any(421, "unknown_host", "The `Host` header names another machine"),
     _head(431, "headers_too_large", "A line of the head has over 8190 bytes, or it has too many"),
