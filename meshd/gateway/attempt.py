@@ -16,6 +16,7 @@ from meshd.gateway.engine_call import Door, EngineFailed, call
 from meshd.gateway.engine_http.answer import Answer
 from meshd.gateway.intake import Refuse
 from meshd.gateway.job import Job
+from meshd.gateway.onward import Onward
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.resumption import Resumption
 from meshd.gateway.routes import RoutingTable, Target
@@ -40,13 +41,15 @@ class Attempts:
         upstreams: Upstreams,
         deadlines: Deadlines,
         waits: Waits,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """:param table: the newest."""
+        """:param table: the newest. :param now_s: the waiting room's clock."""
         self.speeds = Speeds()
         self._table = table
         self._upstreams = upstreams
         self._deadlines = deadlines
         self._waits = waits
+        self._now_s = now_s
         self._delivery = Delivery(deadlines, waits)
         self._kept_bytes = 0
 
@@ -67,8 +70,10 @@ class Attempts:
             job.exchange.request_id,
             hop=job.remote and not (table is not None and table.client),
         )
+        if job.remote:
+            head.update(self._onward(job).headers())
         head.update(stage.headers())
-        began_s = time.monotonic()
+        measure = self._measure(job, place(model, target), max(1, target.slots), target.busy)
         answer: Answer | None = None
         wait: Wait | None = None
         try:
@@ -79,16 +84,19 @@ class Attempts:
                 job.exchange.here = not job.remote
                 if not _streams(answer):
                     return await self._whole(job, answer, wait, stage)
-                self._prepare(job, chosen, body, began_s)
+                self._prepare(job, target, body)
                 response = await self._delivery.stream(job, answer, wait)
                 self._measured(job, stage, job.counted.timings)
-                self.speeds.served(place(model, target), time.monotonic() - began_s)
+                measure()
                 return response
         except TimeoutError:
             return self._too_late(job, wait)
         finally:
             if answer is not None:
                 answer.close()
+
+    def _onward(self, job: Job) -> Onward:
+        return Onward(job.exchange.elapsed_s(), job.until_s - self._now_s(), job.out.begun)
 
     async def _whole(
         self, job: Job, answer: Answer, wait: Wait, stage: Stage
@@ -126,9 +134,16 @@ class Attempts:
             job.exact_tokens, job.refused = tokens, error
             raise EngineFailed("too_long", lost=False, answered=True)
 
-    def _prepare(self, job: Job, chosen: Chosen, body: bytes, began_s: float) -> None:
-        """Before the first piece of a stream."""
-        target, where = chosen.target, place(chosen.route.model, chosen.target)
+    def _measure(self, job: Job, where: str, slots: int, busy: int) -> Callable[[], None]:
+        """Have the first token of a stream timed. :returns: to be called at the end of it.
+
+        A request that found all slots taken is not timed: the wait would count as slowness, and
+        the place would be shunned long after its queue has gone.
+        """
+        if max(busy + 1, self._upstreams.in_flight.get(where, 0)) > slots:
+            job.first_token = _not_timed
+            return _not_timed
+        began_s = time.monotonic()
 
         def first_token() -> None:
             timings = job.counted.timings
@@ -136,6 +151,10 @@ class Attempts:
             self.speeds.evaluated(where, job.ask.prompt_tokens - cached, time.monotonic() - began_s)
 
         job.first_token = first_token
+        return lambda: self.speeds.served(where, time.monotonic() - began_s)
+
+    def _prepare(self, job: Job, target: Target, body: bytes) -> None:
+        """Before the first piece of a stream."""
         room = self._kept_bytes + len(body) <= _MAX_KEPT_BYTES
         if job.resumption is None and not job.exchange.hop and target.weights and room:
             job.resumption = Resumption(job.protocol.path, body, target.weights)
@@ -197,6 +216,10 @@ class Attempts:
             raise Refuse(openai_error.stopping())
         job.exchange.failure = "timeout"
         raise Refuse(openai_error.engine_silent(job.exchange.model))
+
+
+def _not_timed() -> None:
+    """It waited elsewhere."""
 
 
 def _streams(answer: Answer) -> bool:

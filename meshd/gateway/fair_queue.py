@@ -100,11 +100,19 @@ class FairQueue(Generic[T]):
     def add(
         self, item: T, key: str, priority: int = 0, *, now_s: float, first: bool = False
     ) -> Ticket[T]:
-        """Let it wait. :param first: before all that wait already."""
+        """Let it wait. :param now_s: since when it waits. :param first: before all that wait
+        already.
+        """
         priority = max(-PRIORITY_MOST, min(PRIORITY_MOST, priority))
         ticket = Ticket(item, key, priority, now_s, self._next_serial(), first)
         line = self._lines.setdefault(key, _Line())
-        line.levels.setdefault(_level(ticket), OrderedDict())[ticket.serial] = ticket
+        level = line.levels.setdefault(_level(ticket), OrderedDict())
+        last = next(reversed(level.values()), ticket)
+        level[ticket.serial] = ticket
+        if ticket.entered_s < last.entered_s:
+            # It waited elsewhere before.
+            for one in sorted(level.values(), key=lambda one: (one.entered_s, one.serial)):
+                level.move_to_end(one.serial)
         line.count += 1
         self._count += 1
         return ticket

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
+from contextlib import ExitStack
 
 from aiohttp import web
 
@@ -23,6 +25,7 @@ from meshd.gateway.intake import Intake, Refuse
 from meshd.gateway.job import Job
 from meshd.gateway.metrics import GatewayMetrics, Resumption
 from meshd.gateway.news import News
+from meshd.gateway.onward import Onward, read_onward
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.protocols import Protocol
 from meshd.gateway.request_body import BadBodyError, with_model
@@ -30,19 +33,21 @@ from meshd.gateway.routes import RoutingTable
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.telemetry import OFF, Stage
 from meshd.gateway.traffic_count import TrafficCount
-from meshd.gateway.turns import Turns
+from meshd.gateway.turns import RESUME_WAIT_S, Turns
 from meshd.gateway.upstreams import Deadlines, Upstreams
 from meshd.gateway.waiting_room import WaitingRoom
 from meshd.gateway.waits import Waits
 
+# What a node says of a request that has had no turn there.
+_MOVED = openai_error.moved("").code
 # A request that kills engines must not go through all replicas.
 _MAX_ENGINES_LOST = 2
 # While the mesh changes under it a request may meet a few targets that are gone already.
 _MAX_ATTEMPTS = 6
-# For another engine that goes on with a stream; its client has seen nothing new since.
-_RESUME_WAIT_S = 15.0
-# Whoever sent a request on knows other nodes.
+# Whoever sent a request on knows other nodes: by then one of them may have more room.
 _HOP_WAIT_S = 10.0
+# A node that gives a request back only after so long has let it wait for a slot.
+_LONG_WAIT_S = _HOP_WAIT_S / 2
 
 
 class Relay:
@@ -145,9 +150,11 @@ class Relay:
     ) -> Job:
         ask = read(protocol.path, body.data, session_of(request.headers))
         body.data = in_engine_words(protocol.path, body.data, ask)
+        onward = read_onward(request.headers) if exchange.hop else Onward()
         limit_s = min(table.front.wait_s, client_limit_s(request.headers))
         if exchange.hop:
-            limit_s = min(limit_s, _HOP_WAIT_S)
+            # Of a stream that broke, whoever has the client knows how long it may pause.
+            limit_s = onward.patience_s if onward.begun else min(limit_s, onward.patience_s)
         return Job(
             request=request,
             protocol=protocol,
@@ -158,9 +165,11 @@ class Relay:
             named=ask.model,
             draw=random.getrandbits(64),
             until_s=self.room.now_s() + limit_s,
+            back_s=self.room.now_s() + _HOP_WAIT_S if exchange.hop else math.inf,
             seen=self._news.count,
             trace=trace,
             member=member,
+            onward=onward,
         )
 
     async def _serve(self, job: Job) -> web.StreamResponse:
@@ -173,7 +182,9 @@ class Relay:
                     return answer
             else:
                 await self._turns.wait(job, choice)
-            if job.attempts >= _MAX_ATTEMPTS:
+            if job.sent_back and self.room.now_s() >= job.until_s:
+                raise self._turns.refusal(job, Refused(Refusal.FULL, choice.route))
+            if job.attempts - job.sent_back >= _MAX_ATTEMPTS:
                 raise self._turns.refusal(job, Refused(Refusal.UNREACHABLE, choice.route))
             choice = self._pick(job)
 
@@ -207,21 +218,24 @@ class Relay:
         took_s: float | None = None
         began_s = time.monotonic()
         try:
-            with (
-                self._upstreams.request(model, target) as door,
-                self._metrics.running(model, here=bool(target.socket)).track_inprogress(),
-                job.trace.stage(
-                    "engine",
-                    node=target.node,
-                    model=model,
-                    attempt=job.attempts + 1,
-                    resumed=job.out.begun,
-                ) as stage,
-            ):
+            with ExitStack() as stack:
+                door = stack.enter_context(self._upstreams.request(model, target))
                 # Counted by now: the next in the line may look for another place.
                 if job.waiter is not None:
                     job.waiter.took()
+                stack.enter_context(
+                    self._metrics.running(model, here=bool(target.socket)).track_inprogress()
+                )
                 job.attempts += 1
+                stage = stack.enter_context(
+                    job.trace.stage(
+                        "engine",
+                        node=target.node,
+                        model=model,
+                        attempt=job.attempts,
+                        resumed=job.out.begun,
+                    )
+                )
                 job.exchange.model = model
                 job.signs = self._signs(job, choice)
                 answer = await self._attempts.run(job, choice, door, self._body(job, model), stage)
@@ -230,7 +244,10 @@ class Relay:
                 self._metrics.resumed(Resumption.RESUMED)
             return answer
         except EngineFailed as failed:
-            self._failed(job, choice, failed)
+            if failed.answered and time.monotonic() - began_s >= _LONG_WAIT_S:
+                self._sent_back(job, choice)
+            else:
+                self._failed(job, choice, failed)
             return None
         except StreamBroken as broken:
             return await self._go_on(job, choice, broken)
@@ -272,6 +289,13 @@ class Relay:
         if len(job.lost) >= _MAX_ENGINES_LOST:
             raise Refuse(openai_error.engine_lost(model), lost=True)
 
+    def _sent_back(self, job: Job, choice: Chosen) -> None:
+        """It had to wait there and had no turn. The node is well: perhaps another has more room."""
+        job.sent_back += 1
+        job.failed = {place(choice.route.model, choice.target)}
+        if not isinstance(self._choosing.pick(job), Chosen):
+            job.failed.clear()
+
     async def _go_on(
         self, job: Job, choice: Chosen, broken: StreamBroken
     ) -> web.StreamResponse | None:
@@ -281,6 +305,10 @@ class Relay:
         :raises Refuse: none can.
         """
         model, where = choice.route.model, place(choice.route.model, choice.target)
+        if broken.said is not None and broken.said.code == _MOVED:
+            # It has had no turn there, and the client nothing new.
+            self._failed(job, choice, EngineFailed("refused_there", lost=False, answered=True))
+            return None
         self._note(job, broken.kind)
         job.whole = broken.whole
         if broken.kind in ("died_mid_stream", "silent"):
@@ -312,7 +340,11 @@ class Relay:
             self._metrics.resumed(Resumption.NOT_RESUMABLE)
             raise Refuse(openai_error.not_resumed(model, plan.reason))
         resumption.count += 1
-        job.until_s = self.room.now_s() + _RESUME_WAIT_S
+        job.broke_s = self.room.now_s()
+        table = self._table()
+        wait_s = table.front.wait_s if table is not None else 0.0
+        wait_s = min(max(RESUME_WAIT_S, wait_s), client_limit_s(job.request.headers))
+        job.until_s = job.broke_s + wait_s
         await job.out.comment(f"{choice.target.name or choice.target.node} was lost, resuming")
         return None
 

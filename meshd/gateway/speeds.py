@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 # Half of an average is from the last ten or so requests.
 _NEW = 0.07
+# After so many measurements elsewhere, what is known of a place counts half, and what is so
+# everywhere the other half. One that had a bad moment is passed over, so nothing else would ever
+# tell that it is well again.
+_FADE = 64
 _MAX_PLACES = 4096
 # Of a place that served nothing yet, in a mesh where none did.
 _SERVICE_S = 5.0
@@ -26,11 +30,22 @@ class Speed:
 class _Averages:
     """Tokens and seconds apart: their quotient is then that of the large prompts, not of the
     many small ones, whose time is all overhead.
+
+    :ivar at: how much had been measured everywhere when this was last.
     """
 
     tokens: float = 0.0
     seconds: float = 0.0
     service_s: float = 0.0
+    at: int = 0
+
+    def evaluated(self, tokens: int, seconds: float) -> None:
+        new = _NEW if self.seconds else 1.0
+        self.tokens += new * (tokens - self.tokens)
+        self.seconds += new * (seconds - self.seconds)
+
+    def served(self, seconds: float) -> None:
+        self.service_s += (_NEW if self.service_s else 1.0) * (seconds - self.service_s)
 
 
 @dataclass(slots=True)
@@ -38,6 +53,7 @@ class Speeds:
     """Moving averages by `choice.place`; bounded, the places not heard of for longest go first."""
 
     _places: dict[str, _Averages] = field(default_factory=dict)
+    _everywhere: _Averages = field(default_factory=_Averages)
 
     def evaluated(self, where: str, prompt_tokens: int, seconds: float) -> None:
         """A first token came. :param prompt_tokens: less those that the engine had in its cache.
@@ -45,16 +61,14 @@ class Speeds:
         :param seconds: from when the request was sent on; only of requests that found a free slot.
         """
         if prompt_tokens > 0 and seconds > 0:
-            one = self._at(where)
-            new = _NEW if one.seconds else 1.0
-            one.tokens += new * (prompt_tokens - one.tokens)
-            one.seconds += new * (seconds - one.seconds)
+            self._at(where).evaluated(prompt_tokens, seconds)
+            self._everywhere.evaluated(prompt_tokens, seconds)
 
     def served(self, where: str, seconds: float) -> None:
         """An answer is complete. :param seconds: that it took, waiting for a slot not counted."""
         if seconds > 0:
-            one = self._at(where)
-            one.service_s += (_NEW if one.service_s else 1.0) * (seconds - one.service_s)
+            self._at(where).served(seconds)
+            self._everywhere.served(seconds)
 
     def of(self, where: str) -> Speed:
         """What is known of a place; of one not known, what is so of the others on the average."""
@@ -67,14 +81,25 @@ class Speeds:
         if not service_s:
             all_s = [other.service_s for other in self._places.values() if other.service_s]
             service_s = sum(all_s) / len(all_s) if all_s else _SERVICE_S
-        return Speed(rate, service_s)
+        # Just measured, or a bad moment long ago?
+        kept = 0.5 ** ((self._everywhere.at - one.at) / _FADE) if one else 1.0
+        return Speed(
+            _blend(rate, _rate(self._everywhere), kept),
+            _blend(service_s, self._everywhere.service_s, kept),
+        )
 
     def _at(self, where: str) -> _Averages:
         one = self._places.pop(where, None) or _Averages()
         self._places[where] = one
+        self._everywhere.at += 1
+        one.at = self._everywhere.at
         if len(self._places) > _MAX_PLACES:
             del self._places[next(iter(self._places))]
         return one
+
+
+def _blend(own: float, common: float, kept: float) -> float:
+    return kept * own + (1 - kept) * common if common else own
 
 
 def _rate(one: _Averages) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 
 from meshd.gateway import openai_error, refusals
@@ -15,6 +16,9 @@ from meshd.gateway.openai_error import ApiError
 from meshd.gateway.routes import Route, RoutingTable
 from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.waiting_room import Full, Stopping, TooLong, WaitingRoom
+
+RESUME_WAIT_S = 15.0
+"""For another engine that goes on with a stream, where no replica is ready."""
 
 
 class Turns:
@@ -64,7 +68,7 @@ class Turns:
                 job.trace.stage("queue", model=route.model),
                 self._metrics.waiting(route.model).track_inprogress(),
             ):
-                await self._turn(job, route)
+                await self._turn(job, route, self._until_s(job, waiting))
         except Full as full:
             raise self._missed(
                 job, waiting, refusals.no_room(full, route.model, job.exchange.key)
@@ -88,7 +92,16 @@ class Turns:
         error = openai_error.refused(choice, job.ask.model, self._newest(), allows)
         return self._missed(job, choice, error)
 
-    async def _turn(self, job: Job, route: Route) -> None:
+    @staticmethod
+    def _until_s(job: Job, choice: Refused) -> float:
+        """A stream that broke waits for a slot as any request, but not as long for a replica that
+        may never be: its client has seen nothing new since.
+        """
+        if job.out.begun and choice.reason is not Refusal.FULL:
+            return min(job.until_s, job.broke_s + RESUME_WAIT_S)
+        return job.until_s
+
+    async def _turn(self, job: Job, route: Route, until_s: float) -> None:
         if job.waiter is not None and job.waiter.model != route.model:
             job.waiter.leave()
             job.waiter = None
@@ -98,12 +111,15 @@ class Turns:
                 route.model,
                 f"node:{job.member}" if job.member else passed.key,
                 passed.priority,
-                until_s=job.until_s,
+                until_s=until_s,
                 could=lambda: self._could(job),
                 kind=kind,
+                waited_s=job.onward.waited_s,
+                first=job.begun,
             )
-        job.waiter.until_s, job.waiter.kind = job.until_s, kind
-        await job.waiter.turn(job.out.comment if job.ask.stream else None)
+        job.waiter.until_s, job.waiter.kind = until_s, kind
+        back_s = math.inf if job.begun else job.back_s
+        await job.waiter.turn(job.out.comment if job.ask.stream else None, back_s)
 
     def _could(self, job: Job) -> bool:
         anew = self._news.count != job.seen

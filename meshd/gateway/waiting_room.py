@@ -93,7 +93,7 @@ class Waiter:
 
     :ivar model: the route's name. :ivar until_s: by the room's clock.
     :ivar kind: as for `WaitingRoom.enter`, as things stand now.
-    :ivar entered_s: when it first began to wait, by the room's clock.
+    :ivar entered_s: when it first began to wait, here or elsewhere, by the room's clock.
     """
 
     __slots__ = (
@@ -110,12 +110,13 @@ class Waiter:
         until_s: float,
         could: Callable[[], bool],
         kind: Hashable,
+        waited_s: float,
     ) -> None:
         self.model = model
         self.key = key
         self.priority = priority
         self.until_s = until_s
-        self.entered_s = room.now_s()
+        self.entered_s = room.now_s() - waited_s
         self._room = room
         self._could = could
         self.kind = kind
@@ -127,16 +128,17 @@ class Waiter:
         self._called_at = -1
         # From a turn; still called then means that it is about to say what came of it.
         self._returned = False
-        self._tell_at_s = self.entered_s + FIRST_WORD_S
+        self._tell_at_s = room.now_s() + FIRST_WORD_S
 
-    async def turn(self, tell: Tell | None = None) -> None:
+    async def turn(self, tell: Tell | None = None, back_s: float = math.inf) -> None:
         """Returns when this request is the next, and something has changed that may help it.
 
         A request that finds nothing nevertheless calls it again and keeps its place. One that has
         been served and needs another engine does too, and goes before all others.
 
         :param tell: called with a comment now and again; whatever it raises comes out here.
-        :raises TooLong: not before `until_s`.
+        :param back_s: by the room's clock; by then others may be asked, however long it may wait.
+        :raises TooLong: not before `until_s`, or not by `back_s`.
         :raises Stopping: the gateway is being stopped.
         """
         room = self._room
@@ -147,7 +149,7 @@ class Waiter:
             if self._failure is not None:
                 raise self._failure
             now_s = room.now_s()
-            if now_s >= self.until_s:
+            if now_s >= min(self.until_s, back_s):
                 raise TooLong(room.eta(self).seconds)
             if tell is not None and now_s >= self._tell_at_s:
                 self._tell_at_s = now_s + WORD_S
@@ -159,7 +161,9 @@ class Waiter:
                     self._away = False
                 room._look(self.model)
                 continue
-            until_s = self.until_s if tell is None else min(self.until_s, self._tell_at_s)
+            until_s = min(self.until_s, back_s)
+            if tell is not None:
+                until_s = min(until_s, self._tell_at_s)
             self._wake = asyncio.get_running_loop().create_future()
             try:
                 await asyncio.wait((self._wake,), timeout=until_s - now_s)
@@ -238,6 +242,8 @@ class WaitingRoom:
         until_s: float,
         could: Callable[[], bool],
         kind: Hashable = None,
+        waited_s: float = 0.0,
+        first: bool = False,
     ) -> Waiter:
         """Begin to wait; `leave` must follow, whatever happens.
 
@@ -247,13 +253,16 @@ class WaitingRoom:
         :param could: whether `choose` would find a target now; asked often.
         :param kind: requests of one kind can be helped by the same (``hop`` or not, context, ...);
             where one of them cannot, the others are not asked.
+        :param waited_s: so long it has waited elsewhere already, which counts for its place.
+        :param first: before all others: it has been served, and lost that. There are never more
+            of these than requests that ran, so there is always room for it.
         :raises Full: it may not.
         """
         may = admission(self._waiting, self._held.get(key, 0), self.limit)
-        if may is not Admission.ENTER:
+        if may is not Admission.ENTER and not first:
             raise Full(self._retry_s(model), own=may is Admission.KEY_FULL)
-        waiter = Waiter(self, model, key, priority, until_s, could, kind)
-        self._add(waiter, first=False)
+        waiter = Waiter(self, model, key, priority, until_s, could, kind, waited_s)
+        self._add(waiter, waiter.entered_s, first=first)
         self._look(model)
         return waiter
 
@@ -327,14 +336,12 @@ class WaitingRoom:
         expected = self._eta(model, len(line.queue) if line else 0).seconds
         return max(_RETRY_LEAST_S, expected or 0.0)
 
-    def _add(self, waiter: Waiter, *, first: bool) -> None:
+    def _add(self, waiter: Waiter, since_s: float, *, first: bool) -> None:
         queue = self._line(waiter.model).queue
         # The line may be another than the one that called it last, and count from 0 again.
         waiter._called_at = -1
         waiter._failure = Stopping() if self._stopping else None
-        waiter._ticket = queue.add(
-            waiter, waiter.key, waiter.priority, now_s=self.now_s(), first=first
-        )
+        waiter._ticket = queue.add(waiter, waiter.key, waiter.priority, now_s=since_s, first=first)
         self._waiting += 1
         self._held[waiter.key] = self._held.get(waiter.key, 0) + 1
 
@@ -342,7 +349,7 @@ class WaitingRoom:
         """It waits on, after its turn brought nothing, or an engine failed it."""
         line = self._line(waiter.model)
         if waiter._ticket is None:
-            self._add(waiter, first=True)
+            self._add(waiter, self.now_s(), first=True)
             self._look(waiter.model)
         elif line.called is waiter and waiter._returned:
             line.called = None

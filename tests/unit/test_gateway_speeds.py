@@ -74,7 +74,7 @@ def test_only_the_places_heard_of_last_are_kept() -> None:
     speeds.evaluated("new", 900, 1.0)
     others = speeds.of("never heard of")
     assert speeds.of("new").prefill_tokens_s == 900
-    assert speeds.of("0").prefill_tokens_s == 100
+    assert speeds.of("0").prefill_tokens_s == pytest.approx(100, rel=0.02)
     assert speeds.of("1") == others  # gave way
     assert len(speeds._places) == 4096
 

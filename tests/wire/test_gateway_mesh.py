@@ -206,7 +206,7 @@ async def test_a_refused_connection_is_retried_and_the_node_comes_back(tmp_path:
         await c.tell(table([c.own(other)], [a, c]))
         async with node(tmp_path, "b") as b:
             await b.tell(table([b.own(path)], [a, b, c]))
-            await a.tell(table([b.seen(slots=64), c.seen()], [a, b, c]))
+            await a.tell(table([b.seen(slots=64), c.seen(busy=1)], [a, b, c]))
             assert (await a.post({"model": "m"}))[1] == b'{"said":"one"}'
             gone = b.address
         assert (await a.post({"model": "m"}))[1] == b'{"said":"two"}'
@@ -232,7 +232,7 @@ async def test_a_node_that_dies_before_the_first_byte_of_a_stream(tmp_path: Path
         async with AsyncExitStack() as stack:
             b = await stack.enter_async_context(node(tmp_path, "b", drain_s=0))
             await b.tell(table([b.own(first)], [a, b, c]))
-            await a.tell(table([b.seen(slots=64), c.seen()], [a, b, c]))
+            await a.tell(table([b.seen(slots=64), c.seen(busy=1)], [a, b, c]))
             asking = asyncio.create_task(a.post(STREAM))
             await asyncio.wait_for(began.wait(), 5)
             await stack.aclose()
