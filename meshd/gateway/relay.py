@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from contextlib import ExitStack
 
 from aiohttp import web
 
@@ -218,24 +217,21 @@ class Relay:
         took_s: float | None = None
         began_s = time.monotonic()
         try:
-            with ExitStack() as stack:
-                door = stack.enter_context(self._upstreams.request(model, target))
+            with (
+                self._upstreams.request(model, target) as door,
+                self._metrics.running(model, here=bool(target.socket)).track_inprogress(),
+                job.trace.stage(
+                    "engine",
+                    node=target.node,
+                    model=model,
+                    attempt=job.attempts + 1,
+                    resumed=job.out.begun,
+                ) as stage,
+            ):
                 # Counted by now: the next in the line may look for another place.
                 if job.waiter is not None:
                     job.waiter.took()
-                stack.enter_context(
-                    self._metrics.running(model, here=bool(target.socket)).track_inprogress()
-                )
                 job.attempts += 1
-                stage = stack.enter_context(
-                    job.trace.stage(
-                        "engine",
-                        node=target.node,
-                        model=model,
-                        attempt=job.attempts,
-                        resumed=job.out.begun,
-                    )
-                )
                 job.exchange.model = model
                 job.signs = self._signs(job, choice)
                 answer = await self._attempts.run(job, choice, door, self._body(job, model), stage)
