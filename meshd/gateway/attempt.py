@@ -96,7 +96,13 @@ class Attempts:
                 answer.close()
 
     def _onward(self, job: Job) -> Onward:
-        return Onward(job.exchange.elapsed_s(), job.until_s - self._now_s(), job.out.begun)
+        return Onward(
+            job.exchange.elapsed_s(),
+            job.until_s - self._now_s(),
+            job.out.begun,
+            job.exchange.key,
+            job.exchange.pass_.priority,
+        )
 
     async def _whole(
         self, job: Job, answer: Answer, wait: Wait, stage: Stage

@@ -109,8 +109,8 @@ class Turns:
         if job.waiter is None:
             job.waiter = self.room.enter(
                 route.model,
-                f"node:{job.member}" if job.member else passed.key,
-                passed.priority,
+                f"node:{job.member}/{job.onward.key}" if job.member else passed.key,
+                job.onward.priority if job.member else passed.priority,
                 until_s=until_s,
                 could=lambda: self._could(job),
                 kind=kind,

@@ -7,13 +7,20 @@ import math
 
 import pytest
 
-from meshd.gateway.onward import BEGUN, PATIENCE, WAITED, Onward, read_onward
+from meshd.gateway.onward import BEGUN, KEY, PATIENCE, PRIORITY, WAITED, Onward, read_onward
 from meshd.gateway.routes import ModelState, Route, Target
 from meshd.gateway.waiting_room import Full, TooLong, Waiter, WaitingRoom
 
 
 @pytest.mark.parametrize(
-    "said", [Onward(), Onward(12.5, 3.0), Onward(0.25, 0.0, begun=True), Onward(1.0, math.inf)]
+    "said",
+    [
+        Onward(),
+        Onward(12.5, 3.0),
+        Onward(0.25, 0.0, begun=True),
+        Onward(1.0, math.inf),
+        Onward(1.0, key="alice", priority=-10),
+    ],
 )
 def test_what_is_said_is_read_back(said: Onward) -> None:
     assert read_onward(said.headers()) == said
@@ -27,6 +34,12 @@ def test_patience_that_is_used_up_is_none_left() -> None:
 def test_what_is_no_number_is_as_if_nothing_was_said(junk: str) -> None:
     assert read_onward({WAITED: junk, PATIENCE: junk}) == Onward()
     assert read_onward({BEGUN: junk}).begun
+
+
+@pytest.mark.parametrize("junk", ["", "high", "99999", "1.5", "+1", "\u0661"])
+def test_a_priority_is_one_of_key_files_and_a_key_has_a_name(junk: str) -> None:
+    assert read_onward({PRIORITY: junk, KEY: f"a/{junk}"}) == Onward()
+    assert read_onward({PRIORITY: "99"}).priority == 10
 
 
 class _Room(WaitingRoom):
