@@ -248,7 +248,8 @@ class WaitingRoom:
         """Begin to wait; `leave` must follow, whatever happens.
 
         :param model: the route's name.
-        :param key: what is treated fairly: the API key's name, "" for none, "node:ID/NAME" of a gateway's.
+        :param key: what is treated fairly: the API key's name, "" for none, "node:ID/NAME" for a key
+            of another gateway.
         :param until_s: by the room's clock; never later than its client waits.
         :param could: whether `choose` would find a target now; asked often.
         :param kind: requests of one kind can be helped by the same (``hop`` or not, context, ...);
