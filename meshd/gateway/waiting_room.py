@@ -248,7 +248,7 @@ class WaitingRoom:
         """Begin to wait; `leave` must follow, whatever happens.
 
         :param model: the route's name.
-        :param key: what is treated fairly: the API key's name, "" for none, "node:ID/NAME" for a key
+        :param key: what is treated fairly: the API key's name, "" for none, "node:ID/NAME" for one
             of another gateway.
         :param until_s: by the room's clock; never later than its client waits.
         :param could: whether `choose` would find a target now; asked often.
