@@ -27,6 +27,7 @@ _LOOK_S = 1.0
 _HANDSHAKE_S = 10.0
 _GOODBYE_S = 1.0
 _BACKLOG = 1024
+_MOST_UNSENT_BYTES = 64 * 1024
 # Of a client elsewhere that has fallen silent, or does not take what it is sent.
 _PATIENCE_MS = 120_000
 _ASK_S = 60
@@ -76,6 +77,11 @@ class ClientDoor:
         """Let clients in."""
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
+            if listener.family in (socket.AF_INET, socket.AF_INET6):
+                # Connections inherit it. For a client that reads nothing the kernel would take
+                # megabytes; what is on its way to one that reads is not counted.
+                unsent = socket.TCP_NOTSENT_LOWAT
+                listener.setsockopt(socket.IPPROTO_TCP, unsent, _MOST_UNSENT_BYTES)
             self._servers.append(
                 await loop.create_server(
                     lambda: _Doorman(self, loop), sock=listener, backlog=_BACKLOG

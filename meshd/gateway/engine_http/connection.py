@@ -21,7 +21,12 @@ _SMALL_BODY_BYTES = 64 * 1024
 _PIECE_BYTES = 128 * 1024
 
 
-class Connection(asyncio.Protocol):
+# All connections read into it, one after the other: it is parsed before the event loop goes on. By
+# itself the event loop reads up to 256 KiB at once, which then waits for a client that is slow.
+_read_buffer = memoryview(bytearray(64 * 1024))
+
+
+class Connection(asyncio.BufferedProtocol):
     """Not for two requests at once, nor for two readers."""
 
     def __init__(self, released: Callable[[Connection], None]) -> None:
@@ -164,7 +169,13 @@ class Connection(asyncio.Protocol):
         # uvloop's are no subclasses of it.
         self._transport = cast(asyncio.Transport, transport)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(_read_buffer[:nbytes])
+
+    def data_received(self, data: bytes | memoryview) -> None:
         if self._idle or self._complete:
             self._keep = False
             self._fail("data that nobody asked for")
