@@ -191,23 +191,18 @@ def _offers(
 
 def _claims(plan: MeshPlan, config: Config, around: Around) -> Claims:
     claims = next_claims(
-        # Who named what runs here may not have been heard of yet.
-        _nothing_released(plan) if around.early else plan,
+        plan,
         around.self.id,
         around.own,
         calm_s=around.calm_s,
         terms=around.terms,
         window_s=around.window_s,
         dwell_s=config.demand.dwell_s,
+        early=around.early,
     )
     if around.moving.draining:
         claims = replace(claims, assignments=_left_to_do(claims.assignments, around))
-    if not around.early:
-        return claims
-    present = {one.assignment.model for one in around.own}
-    return replace(
-        claims, assignments=tuple(one for one in claims.assignments if one.model in present)
-    )
+    return claims
 
 
 def _left_to_do(assignments: tuple[Assignment, ...], around: Around) -> tuple[Assignment, ...]:
@@ -217,11 +212,6 @@ def _left_to_do(assignments: tuple[Assignment, ...], around: Around) -> tuple[As
         return tuple(left)
     text = "this node is drained, and its time is over"
     return tuple(replace(one, stage=Stage.DRAINING, progress=0.0, detail=text) for one in left)
-
-
-def _nothing_released(plan: MeshPlan) -> MeshPlan:
-    placements = tuple(replace(one, releases=()) for one in plan.placements)
-    return replace(plan, placements=placements, orphans=())
 
 
 def _as_offered(assignment: Assignment, offers: tuple[Offer, ...]) -> Assignment:

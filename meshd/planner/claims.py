@@ -74,6 +74,7 @@ def next_claims(
     window_s: float = CLAIM_WINDOW_S,
     dwell_s: float = 300.0,
     retry_s: float = RETRY_S,
+    early: bool = False,
 ) -> Claims:
     """Bring the node's assignments one step towards the plan.
 
@@ -85,9 +86,11 @@ def next_claims(
     :param calm_s: since a member last came, went or was missed.
     :param terms: the highest term that this node has used, by model.
     :param dwell_s: a replica that has answered for so long may be given back (`settled`).
+    :param early: who serves or named what may not have been heard of yet: claim nothing new, and
+        give nothing back.
     """
     clock = _Clock(calm_s, window_s, dwell_s, retry_s)
-    going = {release.model: release for release in releases(plan, me)}
+    going = {release.model: release for release in releases(plan, me)} if not early else {}
     draining = any(one.assignment.stage is Stage.DRAINING for one in own) or any(
         one.assignment.stage in (Stage.LOADING, Stage.READY) and one.assignment.model in going
         for one in own
@@ -109,7 +112,7 @@ def next_claims(
         if after is not None:
             result.append(after)
     present = {one.assignment.model for one in own}
-    for model in plan.models_of(me):
+    for model in plan.models_of(me) if not early else ():
         placement = plan.placement(model)
         if model not in present and placement is not None:
             result.append(_claim(placement, me, 1 + (terms or {}).get(model, 0)))

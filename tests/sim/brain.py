@@ -23,6 +23,8 @@ class Habits:
     :ivar beat_s: passes fall on its multiples, so that a thousand nodes, most of which see the same
         at one instant, share a placement; 0 for passes at any time.
     :ivar weigh_s: between two looks at what is in demand.
+    :ivar early_s: after a start, before a node takes its view for whole; `alone_s` when it sees
+        nobody else.
     """
 
     window_s: float = 0.4
@@ -32,6 +34,8 @@ class Habits:
     rest_s: float = 0.1
     beat_s: float = 0.0
     weigh_s: float = 5.0
+    early_s: float = 2.0
+    alone_s: float = 6.0
 
 
 @dataclass(slots=True)
@@ -60,11 +64,12 @@ class Brain:
     terms: dict[str, int] = field(default_factory=dict)
     roster: int = -1
     calm_s: float = 0.0
+    begun_s: float = 0.0
 
     def restart(self) -> None:
         """A new process adopts the engines that run and knows nothing else."""
         now_s = self.clock.now_s
-        self.roster, self.calm_s = -1, now_s
+        self.roster, self.calm_s, self.begun_s = -1, now_s, now_s
         self.deeds = {
             model: Deed(deed.assignment, now_s)
             for model, deed in self.deeds.items()
@@ -93,6 +98,8 @@ class Brain:
             )
             for model, deed in self.deeds.items()
         ]
+        lonely = len(view.members) <= 1
+        early_s = self.begun_s - now_s + (self.habits.alone_s if lonely else self.habits.early_s)
         claims = next_claims(
             plan,
             self.machine.id,
@@ -102,6 +109,7 @@ class Brain:
             window_s=self.habits.window_s,
             dwell_s=self.habits.dwell_s,
             retry_s=self.habits.retry_s,
+            early=early_s > 0,
         )
         after = {assignment.model: assignment for assignment in claims.assignments}
         for model in [model for model in self.deeds if model not in after]:
@@ -110,6 +118,8 @@ class Brain:
             self.engines.forget(model)
         for model, assignment in after.items():
             self._become(model, assignment, view, plan)
+        if early_s > 0:
+            return early_s if claims.again_s is None else min(early_s, claims.again_s)
         return claims.again_s
 
     def _become(self, model: str, assignment: Assignment, view: MeshView, plan: MeshPlan) -> None:

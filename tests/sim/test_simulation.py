@@ -173,8 +173,9 @@ def test_without_burials_the_dead_stay_listed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_a_claim_window_two_start_what_one_should() -> None:
-    """Who is new starts what others run, before it hears of them."""
-    hasty = dataclasses.replace(CRASHES, habits=dataclasses.replace(CRASHES.habits, window_s=0.0))
+    """Who is new and takes its view for whole starts what others run, before it hears of them."""
+    habits = dataclasses.replace(CRASHES.habits, window_s=0.0, early_s=0.0, alone_s=0.0)
+    hasty = dataclasses.replace(CRASHES, habits=habits)
     assert simulate(2, hasty).counts.keys() == {"no-double-promotion"}
 
 
