@@ -161,8 +161,13 @@ class Attempts:
 
     def _prepare(self, job: Job, target: Target, body: bytes) -> None:
         """Before the first piece of a stream."""
+        if job.out.begun or job.exchange.hop:
+            return
+        # Of an engine that failed before its first word; its weights were others, perhaps.
+        self.forget(job)
+        job.resumption = None
         room = self._kept_bytes + len(body) <= _MAX_KEPT_BYTES
-        if job.resumption is None and not job.exchange.hop and target.weights and room:
+        if target.weights and room:
             job.resumption = Resumption(job.protocol.path, body, target.weights)
             job.kept_bytes = len(body)
             self._kept_bytes += len(body)

@@ -7,6 +7,7 @@ Format: RFC 9112, sections 4, 7.1 and 9.3.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -61,7 +62,7 @@ class ClientAnswer(web.StreamResponse):
             self._send(body)
         self._whole = None
         self._ended = True
-        await request.writer.drain()
+        await self._taken()
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send a piece of a stream, and wait while the client does not take what it was sent.
@@ -74,7 +75,7 @@ class ClientAnswer(web.StreamResponse):
             self._send(b"".join((head, b"%x\r\n" % len(data), data, b"\r\n")))
         else:
             self._send(head + data)
-        await self._client.writer.drain()
+        await self._taken()
 
     async def write_eof(self, data: bytes = b"") -> None:
         """:raises ConnectionError: the client has left."""
@@ -85,7 +86,13 @@ class ClientAnswer(web.StreamResponse):
             await self.write(data)
         self._ended = True
         self._send(self._head + (b"0\r\n\r\n" if self._in_chunks else b""))
-        await self._client.writer.drain()
+        await self._taken()
+
+    async def _taken(self) -> None:
+        assert self._client is not None
+        if self._client.protocol.writing_paused:
+            # aiohttp has one wait for all: cancelled once, it would cancel all that come later.
+            await asyncio.shield(asyncio.ensure_future(self._client.writer.drain()))
 
     def _framed(self, request: web.Request, size_bytes: int | None) -> bytes:
         version, headers = request.version, self.headers

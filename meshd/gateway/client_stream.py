@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -56,15 +57,21 @@ class ClientStream:
         return self._response is not None
 
     async def comment(self, text: str) -> None:
-        """Tell a person who looks, and keep everything between here and there from timing out."""
+        """Tell a person who looks, and keep everything between here and there from timing out.
+
+        It holds up nothing for longer than a stream's end does.
+        """
         line = " ".join(text.removeprefix(":").split())[:_LONGEST_COMMENT]
-        await self._write(f": {line}\n\n".encode())
+        with suppress(TimeoutError):  # who does not take it now finds it when it reads on
+            async with asyncio.timeout(self._last_words_s):
+                await self._write(f": {line}\n\n".encode())
 
     async def events(self, ready: bytes) -> None:
         """:param ready: whole events, or a piece of one that is too long to be held."""
-        await self._write(ready)
         if not self.begun:
+            # From here on, whatever becomes of the wait until the client has taken it.
             self.begun = not only_comments(ready)
+        await self._write(ready)
 
     async def fail(self, error: ApiError, *, whole: bool = True) -> web.StreamResponse:
         """End it with an error. :param whole: it stands at an event's end."""

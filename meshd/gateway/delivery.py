@@ -112,14 +112,16 @@ class Delivery:
                 if not ready:
                     continue
                 job.counted.feed(ready)
+                if resumption is not None:
+                    # Before the wait: it is on its way even if the client's reading ends too late.
+                    resumption.sent(ready)
                 await out.events(ready)
-                if out.begun:
-                    if job.exchange.first_token_s is None:
-                        job.exchange.first_token()
-                        job.first_token()
-                    if resumption is not None:
-                        resumption.sent(ready)
+                if out.begun and job.exchange.first_token_s is None:
+                    job.exchange.first_token()
+                    job.first_token()
         except AnswerBroken as error:
+            if events.done:
+                return await out.end()  # all of it had come
             kind = "silent" if error.silent else "died_mid_stream"
             if not out.begun:
                 raise broken(error) from None
