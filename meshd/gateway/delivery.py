@@ -18,6 +18,8 @@ from meshd.gateway.upstreams import Deadlines
 from meshd.gateway.waits import Wait, Waits
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
+# So another node's gateway says that its engine died of a request, or beside it.
+_ENGINE_LOST = openai_error.engine_lost("").code
 
 
 class StreamBroken(Exception):  # noqa: N818 -- an outcome that the relay expects
@@ -141,6 +143,8 @@ class Delivery:
         """
         if job.resumption is not None and job.resumption.count:
             return True
+        if job.remote and error.code == _ENGINE_LOST:
+            return True
         # Engines' errors have no code; other gateways' do.
         return not job.out.begun and job.remote and error.status >= 500 and bool(error.code)
 
@@ -149,6 +153,7 @@ def _broken_off(kind: str, job: Job, events: EventStream) -> Exception:
     said = events.error
     if said is None and (rest := events.rest()):
         said = openai_error.from_upstream(502, rest)
+    lost = not job.remote or (said is not None and said.code == _ENGINE_LOST)
     if not job.out.begun:
-        return EngineFailed(kind, lost=not job.remote, answered=job.remote)
-    return StreamBroken(kind, lost=not job.remote, said=said, whole=events.whole)
+        return EngineFailed(kind, lost=lost, answered=job.remote)
+    return StreamBroken(kind, lost=lost, said=said, whole=events.whole)

@@ -316,7 +316,10 @@ class Relay:
         error = broken.said or openai_error.engine_lost(model)
         resumption = job.resumption
         if job.exchange.hop:
-            return await job.out.end()  # whoever sent it on goes on with it elsewhere
+            # Whoever sent it on goes on with it elsewhere, and counts the engines that it cost.
+            if broken.lost:
+                return await job.out.fail(openai_error.engine_lost(model), whole=broken.whole)
+            return await job.out.end()
         if resumption is None or not broken.whole or broken.kind == "not_resumed":
             self._metrics.resumed(
                 Resumption.NOT_RESUMABLE if resumption is None else Resumption.FAILED
