@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -98,6 +99,12 @@ class Llama:
         slots = await self.get("/slots")
         assert isinstance(slots, list)
         return sum(slot["is_processing"] for slot in slots)
+
+    def computed_s(self) -> float:
+        """Processor time that it has used."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     async def close(self) -> None:
         await self._http.close()

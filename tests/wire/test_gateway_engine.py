@@ -9,20 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import openai
 import pytest
 
 from meshd.engine.locate import SERVER, Place
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from tests.wire.gateway_harness import Running, gateway, until
+from tests.wire.llama_harness import CONTEXT, MODEL, SLOTS, Llama, llama
 from tests.wire.mesh_harness import node, table
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-MODEL = REPOSITORY / "share/models/tiny.gguf"
-SLOTS = 2
-# Long enough that no endless answer ends by itself within a test.
-CONTEXT = 16384
 
 
 @pytest.fixture
@@ -32,59 +26,6 @@ def server(engine: Place) -> Path:
     found = engine.binary(SERVER)
     assert found
     return found
-
-
-class Llama:
-    """One llama-server on a Unix socket."""
-
-    def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
-        self.process = process
-        self.path = path
-        self._http = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(path)), timeout=aiohttp.ClientTimeout(total=5)
-        )
-
-    async def get(self, path: str) -> object:
-        async with self._http.get(f"http://engine{path}") as answer:
-            answer.raise_for_status()
-            return await answer.json()
-
-    async def healthy(self) -> bool:
-        assert self.process.returncode is None, "llama-server ended"
-        try:
-            return await self.get("/health") == {"status": "ok"}
-        except aiohttp.ClientError:
-            return False
-
-    async def busy(self) -> int:
-        slots = await self.get("/slots")
-        assert isinstance(slots, list)
-        return sum(slot["is_processing"] for slot in slots)
-
-    async def close(self) -> None:
-        await self._http.close()
-        if self.process.returncode is None:
-            self.process.kill()
-        await self.process.wait()
-
-
-@asynccontextmanager
-async def _llama(server: Path, path: Path) -> AsyncIterator[Llama]:
-    process = await asyncio.create_subprocess_exec(
-        server, "--model", MODEL, "--host", path, "--alias", "tiny",
-        "--ctx-size", str(CONTEXT), "--parallel", str(SLOTS), "--fit", "off", "--threads", "1",
-        # No slot gets more than the model was trained for, which is 1024 tokens.
-        "--override-kv", f"llama.context_length=int:{CONTEXT}",
-        "--cache-ram", "0", "--no-ui", "--slots", "--embeddings", "--pooling", "mean",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    llama = Llama(process, path)
-    try:
-        await until(llama.healthy, 60)
-        yield llama
-    finally:
-        await llama.close()
 
 
 @asynccontextmanager
@@ -99,10 +40,10 @@ async def _node(server: Path, engines: int = 1) -> AsyncIterator[tuple[Running, 
         )
         async with gateway(folder, RoutingTable(generation=1, routes=(route,))) as node:
             if engines == 1:
-                async with _llama(server, paths[0]) as one:
+                async with llama(server, paths[0]) as one:
                     yield node, [one]
             else:
-                async with _llama(server, paths[0]) as one, _llama(server, paths[1]) as two:
+                async with llama(server, paths[0]) as one, llama(server, paths[1]) as two:
                     yield node, [one, two]
 
 
@@ -185,52 +126,83 @@ def _endless(client: openai.AsyncOpenAI, *, stream: bool, tokens: int = 100_000)
     )
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_frees_its_slot(server: Path, stream: bool) -> None:
-    async with _node(server) as (node, [llama]):
-        async with _client(node) as client:
-            asking = asyncio.create_task(_endless(client, stream=stream))
-
-            async def working() -> bool:
-                return await llama.busy() == 1
-
-            await until(working)
-            if stream:
-                answer = await asking
-                await anext(aiter(answer))
-                await answer.close()
-            asking.cancel()
-            left = time.monotonic()
+async def test_a_client_that_leaves_a_stream_frees_its_slot_at_once(server: Path) -> None:
+    async with _node(server) as (node, [one]), _client(node) as client:
+        answer = await _endless(client, stream=True)
+        await anext(aiter(answer))
+        assert await one.busy() == 1
+        await answer.close()
+        left = time.monotonic()
 
         async def free() -> bool:
-            return await llama.busy() == 0
+            return await one.busy() == 0
 
-        if stream:
-            await until(free)
-            assert time.monotonic() - left < 1.0
-        else:
-            # llama-server looks for a lost client once it had no result of any task for 1 s
-            # (HTTP_POLLING_SECONDS), and asking for its slots is a task: so ask seldom.
-            await until(free, 6.0, pause_s=1.5)
+        await until(free)
+        assert time.monotonic() - left < 1.0
+
+
+async def test_a_client_that_leaves_frees_its_slot_when_the_engine_looks(server: Path) -> None:
+    """llama-server looks for a lost client once it had no result of any task for a second
+    (HTTP_POLLING_SECONDS); asking for its slots is a task, so what it computes is watched instead.
+    """
+    async with _node(server) as (node, [one]), _client(node) as client:
+        began = time.monotonic()
+        await _slow(client)
+        whole_s = time.monotonic() - began
+        asking = asyncio.create_task(_slow(client))
+        busy_s = one.computed_s()
+        await until(lambda: one.computed_s() > busy_s + 0.1)
+        asking.cancel()
+        left = time.monotonic()
+        last, since = 0.0, left
+
+        def idle() -> bool:
+            nonlocal last, since
+            if (now := one.computed_s()) != last:
+                last, since = now, time.monotonic()
+            return time.monotonic() - since > 0.5
+
+        await until(idle, 20)
+        assert since - left < min(1.5, 0.7 * whole_s), (since - left, whole_s)
+
+
+def _slow(client: openai.AsyncOpenAI):  # type: ignore[no-untyped-def]
+    """As many tokens as the model can make, each with the odds of many others."""
+    return client.completions.create(
+        model="tiny",
+        prompt="import",
+        max_tokens=1000,
+        extra_body={"ignore_eos": True, "n_probs": 500},
+    )
 
 
 async def test_an_engine_that_is_killed_ends_its_streams_with_an_error(server: Path) -> None:
+    """Nobody goes on with them: the table does not say that the engines have the same weights."""
     async with _node(server, engines=2) as (node, [one, two]), _client(node) as client:
         streams = [await _endless(client, stream=True, tokens=500) for _ in range(2)]
         for stream in streams:
             await anext(aiter(stream))
-        one.process.kill()
+        one.kill()
         results = await asyncio.gather(*(_drain(stream) for stream in streams))
         assert sorted(results) == ["engine_lost", "length"]
         # And whoever comes now goes to the other one, without noticing.
         for _ in range(4):
             chat = await client.completions.create(model="tiny", prompt="x", max_tokens=2)
             assert chat.choices[0].text
-        two.process.kill()
-        await two.process.wait()
+        two.kill()
+        await two.dead()
+        # Whoever cannot wait until one is started again is told so while it still listens.
         with pytest.raises(openai.InternalServerError) as gone:
-            await client.completions.create(model="tiny", prompt="x", max_tokens=2)
+            await client.with_options(timeout=1).completions.create(
+                model="tiny", prompt="x", max_tokens=2
+            )
         assert gone.value.status_code == 503
+        # Whoever can is served by the one that is, as systemd does within a second.
+        patient = asyncio.create_task(
+            client.completions.create(model="tiny", prompt="x", max_tokens=2)
+        )
+        await one.start()
+        assert (await patient).choices[0].text
 
 
 async def _drain(stream: openai.AsyncStream[openai.types.Completion]) -> str:
@@ -278,7 +250,7 @@ async def test_openais_client_is_served_by_another_nodes_engine(server: Path) ->
         folder = Path(name)
         path = folder / "far.sock"
         async with (
-            _llama(server, path) as llama,
+            llama(server, path) as far,
             node(folder, "a") as a,
             node(folder, "b") as b,
             _client(a.running) as client,
@@ -313,10 +285,10 @@ async def test_openais_client_is_served_by_another_nodes_engine(server: Path) ->
                 break
 
             async def busy() -> bool:
-                return await llama.busy() == 1
+                return await far.busy() == 1
 
             async def free() -> bool:
-                return await llama.busy() == 0
+                return await far.busy() == 0
 
             await until(busy)
             await endless.close()
