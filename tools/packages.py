@@ -13,7 +13,7 @@ from pathlib import Path
 INSTALL_S = 900.0
 # Only wheels: nothing is built from source here.
 _PIP = ("install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:")
-_NPM = ("install", "--silent", "--no-audit", "--no-fund", "--no-save", "--ignore-scripts")
+_NPM = ("install", "--loglevel=error", "--no-audit", "--no-fund", "--no-save", "--ignore-scripts")
 _LINES = 1
 
 
@@ -40,6 +40,7 @@ def node_with(folder: Path, *packages: str, deadline_s: float = INSTALL_S) -> Pa
     """The ``node`` program, once these packages are in ``node_modules`` of a folder.
 
     :param packages: as for npm, ``name@version``. The folder is made anew when they are others.
+    :param deadline_s: for two attempts together.
     :raises MissingError: there is no node or npm, or it cannot be installed.
     """
     node, npm = shutil.which("node"), shutil.which("npm")
@@ -47,7 +48,12 @@ def node_with(folder: Path, *packages: str, deadline_s: float = INSTALL_S) -> Pa
         raise MissingError(f"{'npm' if node else 'node'} is not installed")
     with _unless_there(folder, " ".join(packages)) as wanted:
         if wanted:
-            ran([npm, *_NPM, "--prefix", str(folder), *packages], deadline_s=deadline_s)
+            command = [npm, *_NPM, "--prefix", str(folder), *packages]
+            # npm 11 has been seen to hang with everything fetched; it takes seconds else.
+            try:
+                ran(command, deadline_s=deadline_s / 2)
+            except MissingError:
+                ran(command, deadline_s=deadline_s / 2)
     return Path(node)
 
 
