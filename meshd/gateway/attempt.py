@@ -26,8 +26,9 @@ from meshd.gateway.tokens import Timings
 from meshd.gateway.upstreams import Deadlines, Upstreams
 from meshd.gateway.waits import Wait, Waits
 
-# A stream that flows is left alone, whatever is said of its node.
-_QUIET_S = 1.0
+QUIET_S = 1.0
+"""A stream that flows is left alone, whatever is said of its node."""
+
 # Of requests whose streams may have to go on elsewhere, all together.
 _MAX_KEPT_BYTES = 256 * 1024 * 1024
 
@@ -184,7 +185,7 @@ class Attempts:
         if job.resumption is None or wait is None:
             return False
         table = self._table()
-        if table is None or asyncio.get_running_loop().time() - wait.moved_s < _QUIET_S:
+        if table is None or asyncio.get_running_loop().time() - wait.moved_s < QUIET_S:
             return False
         route = find_route(table, model)
         targets = route.targets if route else ()

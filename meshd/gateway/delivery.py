@@ -99,6 +99,9 @@ class Delivery:
         if not out.prepared:
             out.headers.update(headers.to_client(answer.headers))
             out.headers.update(job.signs)
+        elif out.begun:
+            # What its headers said of this is no longer so.
+            await out.comment(_signs(job))
         events = EventStream(job.protocol)
         try:
             while True:
@@ -149,11 +152,19 @@ class Delivery:
         return not job.out.begun and job.remote and error.status >= 500 and bool(error.code)
 
 
+def _signs(job: Job) -> str:
+    names = (headers.NODE, headers.ATTEMPTS, headers.RESUMED)
+    return ", ".join(f"{name.lower()}: {job.signs[name]}" for name in names)
+
+
 def _broken_off(kind: str, job: Job, events: EventStream) -> Exception:
     said = events.error
     if said is None and (rest := events.rest()):
         said = openai_error.from_upstream(502, rest)
-    lost = not job.remote or (said is not None and said.code == _ENGINE_LOST)
+    if events.error is not None:  # an engine that says so is well
+        lost = job.remote and events.error.code == _ENGINE_LOST
+    else:
+        lost = not job.remote
     if not job.out.begun:
         return EngineFailed(kind, lost=lost, answered=job.remote)
     return StreamBroken(kind, lost=lost, said=said, whole=events.whole)

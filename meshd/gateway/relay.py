@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 import time
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from meshd.gateway import headers, openai_error
 from meshd.gateway.ask import read, session_of
-from meshd.gateway.attempt import Attempts
+from meshd.gateway.attempt import QUIET_S, Attempts
 from meshd.gateway.choice import Choice, Chosen, Refusal, Refused, place
 from meshd.gateway.choosing import Choosing
 from meshd.gateway.client_limit import client_limit_s
@@ -43,6 +44,8 @@ _MOVED = openai_error.moved("").code
 _MAX_ENGINES_LOST = 2
 # While the mesh changes under it a request may meet a few targets that are gone already.
 _MAX_ATTEMPTS = 6
+# After a change of the table all streams that were to end with it have paused for long enough.
+_SETTLED_S = 1.1 * QUIET_S
 # Whoever sent a request on knows other nodes: by then one of them may have more room.
 _HOP_WAIT_S = 10.0
 # A node that gives a request back only after so long has let it wait for a slot.
@@ -94,6 +97,8 @@ class Relay:
         """Let those wait no longer who wait for a target that is not to answer any more."""
         self.room.limit = table.front.queue
         self._waits.reconsider()
+        # A stream that flowed just now may have been its last.
+        asyncio.get_running_loop().call_later(_SETTLED_S, self._waits.reconsider)
         self.room.news()
 
     def answers_again(self) -> None:
@@ -257,7 +262,7 @@ class Relay:
             headers.NODE: target.name or target.node,
             headers.MODEL: route.model,
             headers.QUALITY: route.quality,
-            headers.RESUMED: "no",
+            headers.RESUMED: "yes" if job.out.begun else "no",
             headers.ATTEMPTS: str(job.attempts),
         }
 
@@ -281,9 +286,17 @@ class Relay:
             self._upstreams.suspicion.lacks(where)
         elif failed.kind != "moved":
             self._upstreams.suspicion.suspect(choice.target)
-        (job.lost if failed.lost else job.failed).add(where)
-        if len(job.lost) >= _MAX_ENGINES_LOST:
+        self._without(job, where, lost=failed.lost)
+        if job.deaths >= _MAX_ENGINES_LOST:
             raise Refuse(openai_error.engine_lost(model), lost=True)
+
+    @staticmethod
+    def _without(job: Job, where: str, *, lost: bool) -> None:
+        """Try this place no more, or not before it answers again: a stream that has begun may go
+        on with the engine that was started in place of the one it lost.
+        """
+        job.deaths += lost
+        (job.lost if lost and not job.out.begun else job.failed).add(where)
 
     def _sent_back(self, job: Job, choice: Chosen) -> None:
         """It had to wait there and had no turn. The node is well: perhaps another has more room."""
@@ -312,7 +325,7 @@ class Relay:
         elif broken.kind == "unfinished" and job.remote:
             self._upstreams.suspicion.lacks(where)
         if broken.kind != "diverged":
-            (job.lost if broken.lost else job.failed).add(where)
+            self._without(job, where, lost=broken.lost)
         error = broken.said or openai_error.engine_lost(model)
         resumption = job.resumption
         if job.exchange.hop:
@@ -325,9 +338,6 @@ class Relay:
                 Resumption.NOT_RESUMABLE if resumption is None else Resumption.FAILED
             )
             raise Refuse(error)
-        if len(job.lost) >= _MAX_ENGINES_LOST:
-            self._metrics.resumed(Resumption.FAILED)
-            raise Refuse(error)
         first_s = job.exchange.first_token_s or 0.0
         plan = resumption.plan(
             spent_s=job.exchange.elapsed_s() - first_s, diverged=broken.kind == "diverged"
@@ -335,6 +345,9 @@ class Relay:
         if isinstance(plan, Finished):
             self._metrics.resumed(Resumption.RESUMED)
             return await job.out.end(plan.events)
+        if job.deaths >= _MAX_ENGINES_LOST:
+            self._metrics.resumed(Resumption.FAILED)
+            raise Refuse(error)
         if isinstance(plan, CannotResume):
             self._metrics.resumed(Resumption.NOT_RESUMABLE)
             raise Refuse(openai_error.not_resumed(model, plan.reason))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from meshd.gateway import openai_error, refusals
 from meshd.gateway.choice import Choice, Chosen, Refusal, Refused
 from meshd.gateway.choosing import Choosing
+from meshd.gateway.client_limit import client_limit_s
 from meshd.gateway.intake import Refuse
 from meshd.gateway.job import Job
 from meshd.gateway.metrics import GatewayMetrics, Resumption
@@ -62,7 +63,8 @@ class Turns:
         if not job.patient and job.attempts and not job.out.begun and not job.exchange.hop:
             # One just failed, and the mesh moves on: a moment's patience finds another.
             job.patient = True
-            job.until_s = max(job.until_s, began_s + self._patience_s)
+            left_s = client_limit_s(job.request.headers) - job.exchange.elapsed_s()
+            job.until_s = max(job.until_s, began_s + min(self._patience_s, left_s))
         try:
             with (
                 job.trace.stage("queue", model=route.model),
@@ -132,7 +134,8 @@ class Turns:
         ours = choice.reason in refusals.OURS
         if job.out.begun:
             self._metrics.resumed(Resumption.NO_REPLICA)
-            return Refuse(openai_error.engine_lost(job.exchange.model))
+            why = "none with the same weights could take it in time"
+            return Refuse(openai_error.not_resumed(job.exchange.model, why))
         if job.exchange.hop and ours:
             return Refuse(openai_error.moved(job.ask.model), lost=bool(job.lost))
         if ours and not job.exchange.hop:
