@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +21,10 @@ T = TypeVar("T")
 
 SECRET = "/etc/mesh/secret"
 # A handful of engines, each with as many busy threads as the machine has processors, would have
-# tests wait for the scheduler.
-LEAN = "[Service]\nEnvironment=LLAMA_ARG_THREADS=1 LLAMA_ARG_THREADS_BATCH=1\n"
-LEAN_FILE = "/etc/systemd/system/mesh-llama@.service.d/lab.conf"
+# tests wait for the scheduler. A brain that may run on one processor only gives its engine one
+# thread; the engine itself may run anywhere.
+LEAN = "[Service]\nCPUAffinity={processor}\n"
+LEAN_FILE = "/etc/systemd/system/meshd.service.d/lean.conf"
 MODELS = ("tiny", "small")
 
 
@@ -53,10 +56,10 @@ SOURCES = {"tiny": "tiny.gguf", "small": "tiny-draft.gguf", "moe": "tiny-moe.ggu
 CONTEXTS = {"tiny": 1024, "small": 512, "moe": 512}
 
 
-def model(name: str = "tiny", *, replicas: int = 1, nodes: str = "auto") -> str:
+def model(name: str = "tiny", *, replicas: int = 1, nodes: str = "auto", slots: int = 2) -> str:
     """One entry of `models`."""
     return (
-        f"  - {{name: {name}, source: {SOURCES[name]}, context: {CONTEXTS[name]}, slots: 2, "
+        f"  - {{name: {name}, source: {SOURCES[name]}, context: {CONTEXTS[name]}, slots: {slots}, "
         f"replicas: {{min: {replicas}, max: {replicas}}}, nodes: {nodes}}}\n"
     )
 
@@ -109,7 +112,7 @@ class Cluster:
                 what = f"{model} through {node.name}"
                 wait(partial(_answers, node, model), timeout_s, what)
 
-    def put_right(self, texts: Mapping[str, str]) -> None:
+    def put_right(self, texts: Mapping[str, str], *, models: Sequence[str] = MODELS) -> None:
         """Whatever the test before has done: every node is up, connected, configured so (by its
         name), and they agree.
         """
@@ -127,7 +130,7 @@ class Cluster:
             self.reconfigure(node, texts[node.name])
 
         at_once(one, self.nodes)
-        self.settled()
+        self.settled(models=models)
 
     def reconfigure(self, node: Node, text: str) -> None:
         """Another configuration for one node, by a reload."""
@@ -241,10 +244,10 @@ def booted(names: Sequence[str], lowerdir: str, scratch: Path) -> Iterator[Clust
     """Nodes on one bridge, booted side by side; nothing of meshd's runs on them."""
     with network.bridge() as ethernet, contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(ethernet.booting(name, lowerdir, scratch)) for name in names]
-        for node in nodes:
+        for node, processor in zip(nodes, cycle(os.sched_getaffinity(0)), strict=False):
             node.await_boot()
             ethernet.plug_in(node)
-            node.write(LEAN_FILE, LEAN)
+            node.write(LEAN_FILE, LEAN.format(processor=processor))
             node.systemctl("daemon-reload")
         yield Cluster(ethernet, nodes)
 

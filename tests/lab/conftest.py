@@ -23,7 +23,7 @@ FAILURE_JOURNAL_LINES = 60
 
 # Every node that is up, so that a failure's report can show what it said.
 live: list[lab.Node] = []
-measurements: list[tuple[str, str, float]] = []
+measurements: list[tuple[str, str, float, str]] = []
 
 
 @pytest.fixture(scope="session")
@@ -121,16 +121,23 @@ def make_cluster(lowerdir: str, scratch: Path) -> Iterator[Callable[..., Cluster
 
 
 @pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Takes note of a time in seconds, for the table at the end of the run."""
-    return lambda what, value_s: measurements.append((request.node.name, what, value_s))
+def measured(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Takes note of a time in seconds, or of so many of something (`unit`), for the table at the
+    end of the run.
+    """
+
+    def note(what: str, value: float, unit: str = "s") -> None:
+        measurements.append((request.node.name, what, value, unit))
+
+    return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if measurements:
         terminalreporter.section("measured in the lab")
-        for test, what, value_s in measurements:
-            terminalreporter.write_line(f"{value_s:7.2f} s  {what}  ({test})")
+        for test, what, value, unit in measurements:
+            shown = f"{value:7.2f} s" if unit == "s" else f"{value:7g} {unit}"
+            terminalreporter.write_line(f"{shown}  {what}  ({test})")
 
 
 @pytest.hookimpl(wrapper=True)

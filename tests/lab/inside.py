@@ -14,15 +14,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.lab.node import Node
 
 CONTROL = "run/mesh/meshd.sock"
-GATEWAY_PORT = 9337
+GATEWAY = ("127.0.0.1", 9337)
+PROMPT = "Write a Python function."
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,7 +34,7 @@ class Answer:
 
     :ivar status: 0 when there was none; then ``error`` says why.
     :ivar node: name of the node that served it. :ivar first_at: of the first byte of the body.
-    :ivar whole: the answer ended as it should.
+    :ivar whole: the answer ended as it should. :ivar head: the answer's headers.
     """
 
     began_at: float
@@ -44,6 +45,7 @@ class Answer:
     body: str = ""
     error: str = ""
     whole: bool = False
+    head: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def good(self) -> bool:
@@ -80,8 +82,8 @@ def _enter(namespace: int) -> None:
 
 
 class _Inside(http.client.HTTPConnection):
-    def __init__(self, pid: int, port: int, timeout_s: float) -> None:
-        super().__init__("127.0.0.1", port, timeout=timeout_s)
+    def __init__(self, pid: int, address: tuple[str, int], timeout_s: float) -> None:
+        super().__init__(*address, timeout=timeout_s)
         self._pid, self._timeout_s = pid, timeout_s
 
     def connect(self) -> None:
@@ -125,51 +127,79 @@ def chat(
     tokens: int = 4,
     stream: bool = False,
     timeout_s: float = 120.0,
-    on_piece: Callable[[], None] = lambda: None,
+    prompt: str = PROMPT,
+    headers: Mapping[str, str] | None = None,
+    at: tuple[str, int] = GATEWAY,
+    on_piece: Callable[[bytes], None] = lambda _: None,
 ) -> Answer:
-    """A chat completion through the gateway of a node."""
+    """A greedy chat completion, asked for on a node, through its own gateway or one elsewhere."""
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": "Write a Python function."}],
+        "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "stream": stream,
         "temperature": 0,
         "ignore_eos": True,
     }
     began_at = time.monotonic()
-    connection = _Inside(node.pid, GATEWAY_PORT, timeout_s)
-    status, server, first_at, pieces = 0, "", 0.0, b""
+    connection = _Inside(node.pid, at, timeout_s)
+    status, first_at, pieces = 0, 0.0, b""
+    told: dict[str, str] = {}
     try:
-        head = {"Content-Type": "application/json"}
+        head = {"Content-Type": "application/json", **(headers or {})}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), head)
         reply = connection.getresponse()
-        status, server = reply.status, reply.headers.get("X-Mesh-Node", "")
+        status, told = reply.status, dict(reply.headers.items())
         while piece := reply.read1(65536):
             first_at = first_at or time.monotonic()
             pieces += piece
-            on_piece()
+            on_piece(piece)
         error, whole = "", not stream or status != 200 or pieces.rstrip().endswith(b"[DONE]")
     except (OSError, http.client.HTTPException) as problem:
         error, whole = f"{type(problem).__name__}: {problem}", False
     finally:
         connection.close()
-    text = pieces.decode(errors="replace")
-    return Answer(began_at, time.monotonic(), status, server, first_at, text, error, whole)
+    text, server = pieces.decode(errors="replace"), told.get("X-Mesh-Node", "")
+    return Answer(began_at, time.monotonic(), status, server, first_at, text, error, whole, told)
 
 
 class Stream:
-    """A streamed answer that runs in the background. :ivar pieces: how many came so far."""
+    """A streamed answer that runs in the background.
 
-    def __init__(self, node: Node, model: str, tokens: int, timeout_s: float = 120.0) -> None:
+    :ivar pieces: how many came so far. :ivar data_at: when each of those with data did.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        model: str,
+        tokens: int,
+        timeout_s: float = 120.0,
+        *,
+        prompt: str = PROMPT,
+        headers: Mapping[str, str] | None = None,
+        at: tuple[str, int] = GATEWAY,
+    ) -> None:
         self.pieces = 0
+        self.data_at: list[float] = []
         self.answer: Answer | None = None
 
-        def count() -> None:
+        def count(piece: bytes) -> None:
             self.pieces += 1
+            if b"data: " in piece:
+                self.data_at.append(time.monotonic())
 
         def run() -> None:
             self.answer = chat(
-                node, model, tokens=tokens, stream=True, timeout_s=timeout_s, on_piece=count
+                node,
+                model,
+                tokens=tokens,
+                stream=True,
+                timeout_s=timeout_s,
+                prompt=prompt,
+                headers=headers,
+                at=at,
+                on_piece=count,
             )
 
         self._thread = threading.Thread(target=run, daemon=True)
