@@ -282,11 +282,16 @@ def test_a_limit_that_was_reached_ends_each_protocol_in_its_own_words() -> None:
     assert (chat.finish, chat.last, chat.ids) == (["length"], "[DONE]", {"x"})
     text = heard(closing(Told(COMPLETIONS, **facts), by_limit=True))
     assert (text.finish, text.last) == (["length"], "[DONE]")
-    blocks = (Block(0, "thinking"), Block(1, "text"), Block(2, "text", closed=True))
+    blocks = (
+        Block(0, "thinking"),
+        Block(1, "text"),
+        Block(2, "text", closed=True),
+        Block(3, "thinking", signed=True),
+    )
     messages = heard(closing(Told(MESSAGES, **facts, blocks=blocks), by_limit=True))
     assert messages.finish == ["max_tokens"]
     assert messages.frames == [
-        "content_block_delta 0", "content_block_stop 0", "content_block_stop 1",
+        "content_block_delta 0", "content_block_stop 0", "content_block_stop 1", "content_block_stop 3",
         "message_delta", "message_stop",
     ]  # fmt: skip
     items = (("reasoning", "rs"), ("message", "msg"))
