@@ -291,7 +291,8 @@ def test_a_limit_that_was_reached_ends_each_protocol_in_its_own_words() -> None:
     messages = heard(closing(Told(MESSAGES, **facts, blocks=blocks), by_limit=True))
     assert messages.finish == ["max_tokens"]
     assert messages.frames == [
-        "content_block_delta 0", "content_block_stop 0", "content_block_stop 1", "content_block_stop 3",
+        "content_block_delta 0", "content_block_stop 0",
+        "content_block_stop 1", "content_block_stop 3",
         "message_delta", "message_stop",
     ]  # fmt: skip
     items = (("reasoning", "rs"), ("message", "msg"))
