@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import blake2b
+from hashlib import sha256
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from meshd.gateway.answer_format import answer_format
 from meshd.gateway.request_body import BadBodyError
@@ -289,51 +290,52 @@ def _affinity(path: str, fields: Any, session: str) -> int:
         return 0  # not what the endpoint takes; the engine will say so
 
 
-def _head(path: str, fields: Any) -> Iterator[bytes | memoryview]:
+def _head(path: str, fields: Any) -> list[bytes | memoryview]:
     """The conversation up to and including its user's first words."""
+    pieces: list[bytes | memoryview] = []
     messages = getattr(fields, "messages", None)
     if path == "/v1/completions":
         # Nothing says where a prompt's first turn ends.
         if _given(fields.prompt):
-            yield memoryview(fields.prompt)[:_PROMPT_HEAD_BYTES]
-        return
+            pieces.append(memoryview(fields.prompt)[:_PROMPT_HEAD_BYTES])
+        return pieces
     if path == "/v1/messages":
-        yield from _content(fields.system)
+        _add_content(pieces, fields.system)
     elif path == "/v1/responses":
-        yield from _content(fields.instructions)
+        _add_content(pieces, fields.instructions)
         if not _is_list(fields.input):
-            yield b"user"
-            yield from _content(fields.input)
-            return
+            pieces.append(b"user")
+            _add_content(pieces, fields.input)
+            return pieces
         messages = _first_messages.decode(fields.input)
-    for message in _items(messages) if messages is not None else ():
-        yield message.role.encode("utf-8", "surrogatepass")
-        yield from _content(message.content)
+    for message in astuple(messages) if messages is not None else ():
+        if message is None:
+            break
+        pieces.append(message.role.encode("utf-8", "surrogatepass"))
+        _add_content(pieces, message.content)
         if message.role == "user":
-            return
+            break
+    return pieces
 
 
-def _content(raw: msgspec.Raw) -> Iterator[bytes | memoryview]:
-    """The text and pictures of a content, the same whether it is a string or a list of parts."""
+def _add_content(pieces: list[bytes | memoryview], raw: msgspec.Raw) -> None:
+    """Its text and pictures, the same whether it is a string or a list of parts."""
     if not _is_list(raw):
         if _given(raw):
-            yield memoryview(raw)
+            pieces.append(memoryview(raw))
         return
-    for part in _items(_first_parts.decode(raw)):
-        for piece in (part.text, part.image_url, part.input_audio, part.source):
-            if _given(piece) and not bytes(memoryview(piece)[:40]).startswith(_BILLING):
-                yield memoryview(piece)
+    for part in astuple(_first_parts.decode(raw)):
+        if part is None:
+            break
+        pieces += [
+            memoryview(piece)
+            for piece in (part.text, part.image_url, part.input_audio, part.source)
+            if _given(piece) and not bytes(memoryview(piece)[:40]).startswith(_BILLING)
+        ]
 
 
 def _is_list(raw: msgspec.Raw) -> bool:
     return bytes(memoryview(raw)[:1]) == b"["
-
-
-def _items(first: Any) -> Iterator[Any]:
-    for name in first.__struct_fields__:
-        if (item := getattr(first, name)) is None:
-            return
-        yield item
 
 
 def _hash(pieces: Iterable[bytes | memoryview]) -> int:
@@ -347,5 +349,5 @@ def _hash(pieces: Iterable[bytes | memoryview]) -> int:
             hashed += piece[:_HEAD_PIECE_BYTES], piece[-_HEAD_PIECE_BYTES:]
     if not hashed:
         return 0
-    # In one call: each costs as much as a kilobyte.
-    return int.from_bytes(blake2b(b"".join(hashed), digest_size=8).digest(), "big") or 1
+    # In one call: each costs as much as a kilobyte. Processors have instructions for this one.
+    return int.from_bytes(sha256(b"".join(hashed)).digest()[:8], "big") or 1

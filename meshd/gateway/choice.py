@@ -122,6 +122,46 @@ def choose(
     route = find_route(table, model)
     if route is None:
         return Refused(Refusal.UNKNOWN)
+    model = route.model
+    # One more than it has slots for, so that none is idle between two requests. The others
+    # wait here, where it is fair: the engine's own queue is not.
+    with_room = [
+        one
+        for one in route.targets
+        if one.ready
+        and (one.socket or not here_only)
+        and same_weights in ("", one.weights)
+        and (not one.context or one.context > exact_tokens)
+        and one.key not in suspects
+        and (where := place(model, one)) not in suspects
+        and in_flight.get(where, 0) < (min(limit, max(1, one.slots) + 1) if one.socket else limit)
+    ]
+    if route.state is not ModelState.READY or not with_room:
+        return _refused(route, suspects, exact_tokens, same_weights, here_only=here_only)
+    candidates = [target for target in with_room if not target.suspect] or with_room
+    if len(candidates) > 1 and not exact_tokens:
+        candidates = _roomy(candidates, ask)
+    if len(candidates) == 1:
+        return Chosen(route, candidates[0])
+
+    def sent(target: Target) -> int:
+        return in_flight.get(place(model, target), 0)
+
+    own = [one for one in candidates if one.socket and sent(one) < max(1, one.slots)]
+    if own:
+        return Chosen(route, min(own, key=lambda one: sent(one) / max(1, one.slots)), Why.HERE)
+    return _spread(route, candidates, in_flight, ask, speeds or Speeds(), draw)
+
+
+def _refused(
+    route: Route,
+    suspects: Collection[str],
+    exact_tokens: int,
+    same_weights: str,
+    *,
+    here_only: bool,
+) -> Refused:
+    """Why there is no target."""
     listed = [
         target
         for target in route.targets
@@ -134,34 +174,9 @@ def choose(
     ready = [target for target in holding if target.ready]
     if route.state is not ModelState.READY or not ready:
         return Refused(Refusal.NOT_READY, route)
-    reachable = [
-        target
-        for target in ready
-        if target.key not in suspects and place(route.model, target) not in suspects
-    ]
-    if not reachable:
+    if all(one.key in suspects or place(route.model, one) in suspects for one in ready):
         return Refused(Refusal.UNREACHABLE, route)
-
-    def sent(target: Target) -> int:
-        return in_flight.get(place(route.model, target), 0)
-
-    def room_of(target: Target) -> int:
-        # One more than it has slots for, so that none is idle between two requests. The others
-        # wait here, where it is fair: the engine's own queue is not.
-        return min(limit, max(1, target.slots) + 1) if target.socket else limit
-
-    with_room = [target for target in reachable if sent(target) < room_of(target)]
-    if not with_room:
-        return Refused(Refusal.FULL, route)
-    candidates = [target for target in with_room if not target.suspect] or with_room
-    if not exact_tokens:
-        candidates = _roomy(candidates, ask)
-    if len(candidates) == 1:
-        return Chosen(route, candidates[0])
-    own = [one for one in candidates if one.socket and sent(one) < max(1, one.slots)]
-    if own:
-        return Chosen(route, min(own, key=lambda one: sent(one) / max(1, one.slots)), Why.HERE)
-    return _spread(route, candidates, in_flight, ask, speeds or Speeds(), draw)
+    return Refused(Refusal.FULL, route)
 
 
 def _roomy(targets: list[Target], ask: Ask) -> list[Target]:

@@ -74,6 +74,8 @@ class Delivery:
 
         :raises EngineFailed: it broke.
         """
+        if (all_of_it := answer.rest()) is not None:
+            return all_of_it if len(all_of_it) <= MAX_ANSWER_BYTES else None
         pieces: list[bytes] = []
         size_bytes = 0
         try:

@@ -21,8 +21,10 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
+from meshd.gateway.fast_count import Count, FastCounts
 from meshd.gateway.histogram import FastHistogram, Observations
 from meshd.gateway.tokens import NO_TOKENS, Tokens
 
@@ -93,17 +95,17 @@ class _Model:
     first_token_s: Observations
     per_token_s: Observations
     queued_s: Observations
-    prompt_tokens: Counter
-    generation_tokens: Counter
-    running_here: Gauge
-    running_there: Gauge
+    prompt_tokens: Count
+    generation_tokens: Count
+    running_here: Count
+    running_there: Count
     waiting: Gauge
 
 
 @dataclass(slots=True)
 class _Key:
-    requests: Counter
-    tokens: Counter
+    requests: Count
+    tokens: Count
 
 
 class GatewayMetrics:
@@ -125,6 +127,9 @@ class GatewayMetrics:
 
         def gauge(name: str, says: str, *labels: str) -> Gauge:
             return Gauge(name, says, labels, registry=registry)
+
+        def fast_counter(name: str, says: str, *labels: str) -> FastCounts:
+            return FastCounts(CounterMetricFamily, name, says, labels, registry)
 
         self._first_token_s = histogram(
             "meshd_time_to_first_token_seconds",
@@ -150,20 +155,22 @@ class GatewayMetrics:
             ("model",),
             _QUEUE_S,
         )
-        self._running = gauge(
+        self._running = FastCounts(
+            GaugeMetricFamily,
             "meshd_num_requests_running",
             "Requests at an engine now: of this node (here), or of another (peer).",
-            *("model", "place"),
+            ("model", "place"),
+            registry,
         )
         self._waiting = gauge(
             "meshd_num_requests_waiting",
             "Requests that wait in this gateway for a model or a slot.",
             "model",
         )
-        self._prompt_tokens = counter(
+        self._prompt_tokens = fast_counter(
             "meshd_prompt_tokens", "Tokens in prompts, as engines counted them.", "model"
         )
-        self._generation_tokens = counter(
+        self._generation_tokens = fast_counter(
             "meshd_generation_tokens", "Tokens in answers, as engines counted them.", "model"
         )
         self._resumed = counter(
@@ -176,13 +183,13 @@ class GatewayMetrics:
             "Engines that failed a request, by how; retried ones included.",
             *("model", "kind"),
         )
-        self._key_requests = counter(
+        self._key_requests = fast_counter(
             "meshd_key_requests", "Requests that came with an API key, by its name.", "key"
         )
-        self._key_tokens = counter(
+        self._key_tokens = fast_counter(
             "meshd_key_tokens", "Tokens in prompts and answers by API key.", "key"
         )
-        self._requests = counter(
+        self._requests = fast_counter(
             "meshd_gateway_requests",
             "Requests answered, those of other gateways included; code 499 is a client that left "
             "before the answer's end.",
@@ -215,13 +222,16 @@ class GatewayMetrics:
         self._names: set[str] = set()
         self._models: dict[str, _Model] = {}
         self._keys: dict[str, _Key] = {}
-        self._codes: dict[tuple[str, str, int], Counter] = {}
+        self._codes: dict[tuple[str, str, int], Count] = {}
         self._durations: dict[tuple[str, str], Observations] = {}
         for outcome in Resumption:
             self._resumed.labels(outcome.value)  # 0 is news, too: rates need a first value
 
-    def running(self, model: str, *, here: bool) -> Gauge:
-        """To count a request with while an engine has it. :param here: one of this node."""
+    def running(self, model: str, *, here: bool) -> Count:
+        """To count a request with while an engine has it, as a context.
+
+        :param here: one of this node.
+        """
         children = self._model(model)
         return children.running_here if here else children.running_there
 

@@ -224,7 +224,7 @@ class Relay:
         try:
             with (
                 self._upstreams.request(model, target) as door,
-                self._metrics.running(model, here=bool(target.socket)).track_inprogress(),
+                self._metrics.running(model, here=bool(target.socket)),
                 job.trace.stage(
                     "engine",
                     node=target.node,

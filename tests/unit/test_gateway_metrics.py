@@ -91,7 +91,7 @@ def test_keys_and_models_are_bounded() -> None:
 
 def test_running_requests_are_told_apart_by_whose_engine_has_them() -> None:
     metrics = GatewayMetrics(process=False)
-    with metrics.running("m", here=True).track_inprogress():
+    with metrics.running("m", here=True):
         metrics.running("m", here=False).inc(2)
         assert _value(metrics, "meshd_num_requests_running", model="m", place="here") == 1
     assert _value(metrics, "meshd_num_requests_running", model="m", place="here") == 0

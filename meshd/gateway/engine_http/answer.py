@@ -36,6 +36,8 @@ class Source(Protocol):
 
     async def piece(self) -> bytes: ...
 
+    def rest(self) -> bytes | None: ...
+
     def leave(self) -> None: ...
 
 
@@ -64,6 +66,10 @@ class Answer:
         if self._source is None:
             raise AnswerBroken("closed", begun=True)
         return await self._source.piece()
+
+    def rest(self) -> bytes | None:
+        """What has not been taken yet of a body that is complete, None while more is to come."""
+        return None if self._source is None else self._source.rest()
 
     def close(self) -> None:
         """Give the connection back if all was read, else cut it; harmless when called again.

@@ -106,6 +106,13 @@ class Connection(asyncio.BufferedProtocol):
                 raise self._broken(self._error)
             await self._wait()
 
+    def rest(self) -> bytes | None:
+        """As `Answer.rest`."""
+        if not self._complete or self._read_paused:
+            return None
+        pieces, self._pieces = self._pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
     def leave(self) -> None:
         """As `Answer.close`."""
         if self._complete and self._keep and self._sent and not self._pieces:
