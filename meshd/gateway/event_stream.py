@@ -16,6 +16,8 @@ from meshd.gateway.protocols import CHAT, Protocol
 MAX_HELD_BYTES = 1024 * 1024
 
 _TAIL_BYTES = 64
+# So begins an event of a kind that has no name: its data is an object, so not `[DONE]`.
+_ORDINARY = b"data: {"
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n")
 
 
@@ -82,8 +84,17 @@ class EventStream:
         """What of these whole events to pass on."""
         opening, self._opening = self._opening, b""
         self.whole = True
-        if b"error" in ready and not opening:
-            ready = self._up_to_error(ready)
+        if not opening:
+            if b"error" in ready:
+                ready = self._up_to_error(ready)
+            elif (
+                ready.startswith(_ORDINARY)
+                and ready.find(b"\n\n") == len(ready) - 2
+                and b"\r" not in ready
+            ):
+                # One event, as nearly all are, and none that ends a stream.
+                self.done = False
+                return ready
         last = next((event for event in _openings(ready) if not event.startswith(b":")), b"")
         if opening and _EVENT_END.search(ready.rstrip(b"\r\n")) is None:
             last = opening  # the end of an event that was too long to be held

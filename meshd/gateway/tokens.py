@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-_MARKS = (b'"usage"', b'"timings"')
+_USAGE, _TIMINGS = b'"usage"', b'"timings"'
 _DATA = b"data: "
 _EVENT = b"data: {"
 # Events of Responses and Messages that bring no token.
@@ -117,9 +117,9 @@ class StreamTokens:
             # Those protocols name their events, and frame the text with some of them.
             count = sum(not _frame(line) for line in _events(ready))
         self._events += count
-        if any(mark in ready for mark in _MARKS):
+        if _USAGE in ready or _TIMINGS in ready:
             for line in _events(ready):
-                if any(mark in line for mark in _MARKS):
+                if _USAGE in line or _TIMINGS in line:
                     self._heed(line.removeprefix(_DATA))
 
     @property
