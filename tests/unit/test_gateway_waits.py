@@ -88,3 +88,39 @@ async def _extended(waits: Waits, end: Callable[[], None]) -> None:
         end()
         waits.extend(wait, LONG_S)
         await asyncio.sleep(LONG_S)
+
+
+async def test_a_short_wait_ends_in_time_beside_long_ones() -> None:
+    waits = Waits()
+    async with waits.within(LONG_S):
+        with pytest.raises(TimeoutError):
+            async with waits.within(0.01):
+                await asyncio.sleep(LONG_S)
+        async with asyncio.timeout(10):
+            with pytest.raises(TimeoutError):
+                await _lasting(waits, LONG_S, 0.01)
+
+
+async def test_each_wait_goes_by_its_own_last_word() -> None:
+    waits, ended = Waits(), []
+
+    async def one(name: str, extended_s: float) -> None:
+        with pytest.raises(TimeoutError):
+            await _lasting(waits, 0.02, extended_s)
+        ended.append(name)
+
+    async with asyncio.timeout(10):
+        lasting = asyncio.create_task(one("extended", LONG_S))
+        await asyncio.gather(one("later", 0.05), one("sooner", 0.01))
+    # One timer looked twice, and found only those whose time was up.
+    assert ended == ["sooner", "later"]
+    assert not lasting.done()
+    waits.stop()
+    async with asyncio.timeout(10):
+        await lasting
+
+
+async def _lasting(waits: Waits, within_s: float, extended_s: float) -> None:
+    async with waits.within(within_s) as wait:
+        waits.extend(wait, extended_s)
+        await asyncio.sleep(LONG_S)
