@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -151,8 +152,30 @@ class _Head(msgspec.Struct):
 
 
 def encode(table: RoutingTable) -> bytes:
-    """The table as the JSON that `decode` reads."""
-    return msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n"
+    """The table as the JSON that `decode` reads, for files that people look into."""
+    return msgspec.json.format(packed(table), indent=1) + b"\n"
+
+
+def packed(table: RoutingTable) -> bytes:
+    """The same in one line, for other nodes."""
+    return msgspec.json.encode({"schema": table.schema, **_told(table)})
+
+
+def _told(value: Any) -> dict[str, Any]:
+    """A dataclass as what differs from its defaults, which so are part of the schema: most of a
+    table is one.
+    """
+    told: dict[str, Any] = {}
+    for one in fields(value):
+        said = getattr(value, one.name)
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        if said == default:
+            continue
+        if isinstance(said, tuple):
+            told[one.name] = [_told(item) if is_dataclass(item) else item for item in said]
+        else:
+            told[one.name] = _told(said) if is_dataclass(said) else said
+    return told
 
 
 def decode(text: bytes) -> RoutingTable:

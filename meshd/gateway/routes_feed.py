@@ -13,14 +13,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import msgspec
 from aiohttp import web
 
 from meshd.gateway.far_table import seen_from_outside
 from meshd.gateway.intake import Refuse
 from meshd.gateway.news import News
 from meshd.gateway.openai_error import LOADING_RETRY_S, no_table, unavailable
-from meshd.gateway.routes import RoutingTable
+from meshd.gateway.routes import RoutingTable, packed
 
 MAX_FOLLOWERS = 4096
 # One member that goes mad takes no more than its share of these.
@@ -48,8 +47,8 @@ def edition(table: RoutingTable) -> Edition:
     """What others are told of it."""
     outside = seen_from_outside(table)
     # The generation only counts: the same words again are no news.
-    tag = hashlib.sha256(msgspec.json.encode(replace(outside, generation=0))).hexdigest()[:16]
-    text = msgspec.json.encode(outside)
+    tag = hashlib.sha256(packed(replace(outside, generation=0))).hexdigest()[:16]
+    text = packed(outside)
     return Edition(tag, text, b"id: %s\n%sdata: %s\n\n" % (tag.encode(), EVENT, text))
 
 

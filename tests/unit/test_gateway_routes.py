@@ -18,6 +18,7 @@ from meshd.gateway.routes import (
     Target,
     decode,
     encode,
+    packed,
 )
 from meshd.gateway.table_file import MAX_TABLE_BYTES, read_table, write_table
 
@@ -52,6 +53,7 @@ GOOD = RoutingTable(routes=(Route("m", ModelState.READY, (Target("n", "/s", True
 @given(tables)
 def test_a_table_comes_back_as_it_was(table: RoutingTable) -> None:
     assert decode(encode(table)) == table
+    assert decode(packed(table)) == table
 
 
 @given(tables, st.data())
