@@ -20,6 +20,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import uvloop
+
 from meshd import logging
 from meshd.gateway.listen import Address, open_sockets
 from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target
@@ -223,7 +225,7 @@ def main() -> None:
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        asyncio.run(_serve(args.serve, args.models, args.nodes))
+        uvloop.run(_serve(args.serve, args.models, args.nodes))
     else:
         asyncio.run(_measure(args.clients, args.idle, args.changes, args.models, args.nodes))
 
