@@ -36,7 +36,6 @@ from meshd.gateway.routes import Front, RoutingTable
 from meshd.gateway.routes_feed import FeedLimits, RoutesFeed
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.telemetry import Telemetry
-from meshd.gateway.tls_buffers import small_tls_buffers
 from meshd.gateway.traffic import TrafficReport
 from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.traffic_post import post_traffic
@@ -92,7 +91,6 @@ async def running(
 
     :param peers: for other nodes; served while the table names a certificate.
     """
-    small_tls_buffers()
     metrics = GatewayMetrics(process=options.process_metrics)
     news, certificate, traffic = News(), Certificate(), TrafficCount()
     telemetry = Telemetry(metrics)
