@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from meshd.gateway.fast_count import FastCounts
 from meshd.gateway.histogram import FastHistogram
 from meshd.gateway.metrics import (
     MAX_KEYS,
@@ -125,6 +127,33 @@ def test_histograms_are_the_library_s(amounts: list[float]) -> None:
         }
 
     assert samples(ours) == pytest.approx(samples(theirs))
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9)), max_size=20))
+def test_counts_are_the_librarys(steps: list[tuple[str, int]]) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    fast = FastCounts(CounterMetricFamily, "c", "says", ("model",), ours)
+    level = FastCounts(GaugeMetricFamily, "g", "says", ("model",), ours)
+    slow = Counter("c", "says", ["model"], registry=theirs)
+    slow_level = Gauge("g", "says", ["model"], registry=theirs)
+    for model, amount in steps:
+        fast.labels(model).inc(amount)
+        slow.labels(model).inc(amount)
+        level.labels(model).__enter__()
+        slow_level.labels(model).inc()
+        with level.labels(model):
+            level.labels(model).inc(amount)
+        slow_level.labels(model).inc(amount)
+
+    def text(registry: CollectorRegistry) -> list[bytes]:
+        lines = generate_latest(registry).splitlines()
+        return [line for line in lines if b"_created" not in line]
+
+    assert text(ours) == text(theirs)
+    with pytest.raises(ValueError, match="labels"):
+        fast.labels("a", "b")
+    with pytest.raises(ValueError, match="Duplicated"):
+        FastCounts(CounterMetricFamily, "c", "says", ("model",), ours)
 
 
 def test_both_expositions_can_be_parsed() -> None:
