@@ -12,11 +12,10 @@ from aiohttp import web
 from meshd.gateway import headers, openai_error
 from meshd.gateway.ask import read, session_of
 from meshd.gateway.attempt import QUIET_S, Attempts
-from meshd.gateway.choice import Choice, Chosen, Refusal, Refused, place
+from meshd.gateway.choice import Choice, Chosen, Refusal, Refused
 from meshd.gateway.choosing import Choosing
 from meshd.gateway.client_limit import client_limit_s
 from meshd.gateway.client_stream import ClientStream
-from meshd.gateway.continuation import CannotResume, Finished
 from meshd.gateway.delivery import StreamBroken
 from meshd.gateway.engine_call import EngineFailed
 from meshd.gateway.engine_words import in_engine_words
@@ -30,18 +29,15 @@ from meshd.gateway.openai_error import ApiError
 from meshd.gateway.protocols import Protocol
 from meshd.gateway.request_body import BadBodyError, with_model
 from meshd.gateway.routes import RoutingTable
+from meshd.gateway.setbacks import Setbacks
 from meshd.gateway.table_watch import TableWatch
 from meshd.gateway.telemetry import OFF, Stage
 from meshd.gateway.traffic_count import TrafficCount
-from meshd.gateway.turns import RESUME_WAIT_S, Turns
+from meshd.gateway.turns import Turns
 from meshd.gateway.upstreams import Deadlines, Upstreams
 from meshd.gateway.waiting_room import WaitingRoom
 from meshd.gateway.waits import Waits
 
-# What a node says of a request that has had no turn there.
-_MOVED = openai_error.moved("").code
-# A request that kills engines must not go through all replicas.
-_MAX_ENGINES_LOST = 2
 # While the mesh changes under it a request may meet a few targets that are gone already.
 _MAX_ATTEMPTS = 6
 # After a change of the table all streams that were to end with it have paused for long enough.
@@ -53,7 +49,9 @@ _LONG_WAIT_S = _HOP_WAIT_S / 2
 
 
 class Relay:
-    """Its parts: who is asked (`Choosing`), waiting (`Turns`), and asking (`Attempts`)."""
+    """Its parts: who is asked (`Choosing`), waiting (`Turns`), asking (`Attempts`), and what
+    becomes of an attempt that failed (`Setbacks`).
+    """
 
     def __init__(
         self,
@@ -81,6 +79,9 @@ class Relay:
         self._choosing = Choosing(table, upstreams, self._attempts.speeds)
         self._turns = Turns(
             table, self._choosing, metrics, self._traffic, self._news, deadlines.news
+        )
+        self._setbacks = Setbacks(
+            table, self._choosing, upstreams.suspicion, metrics, self.room.now_s
         )
 
     @property
@@ -246,12 +247,12 @@ class Relay:
             return answer
         except EngineFailed as failed:
             if failed.answered and time.monotonic() - began_s >= _LONG_WAIT_S:
-                self._sent_back(job, choice)
+                self._setbacks.sent_back(job, choice)
             else:
-                self._failed(job, choice, failed)
+                self._setbacks.failed(job, choice, failed)
             return None
         except StreamBroken as broken:
-            return await self._go_on(job, choice, broken)
+            return await self._setbacks.broken(job, choice, broken)
         finally:
             self.room.freed(model, took_s)
 
@@ -274,92 +275,3 @@ class Relay:
             job.body.data = with_model(job.body.data, model)
             job.named = model
         return job.body.data
-
-    def _failed(self, job: Job, choice: Chosen, failed: EngineFailed) -> None:
-        """:raises Refuse: it has cost enough engines."""
-        model = choice.route.model
-        self._note(job, failed.kind)
-        where = place(model, choice.target)
-        if failed.kind == "too_long":
-            return  # the target is well, and `exact_tokens` says who else is asked
-        if failed.answered:
-            self._upstreams.suspicion.lacks(where)
-        elif failed.kind != "moved":
-            self._upstreams.suspicion.suspect(choice.target)
-        self._without(job, where, lost=failed.lost)
-        if job.deaths >= _MAX_ENGINES_LOST:
-            raise Refuse(openai_error.engine_lost(model), lost=True)
-
-    @staticmethod
-    def _without(job: Job, where: str, *, lost: bool) -> None:
-        """Try this place no more, or not before it answers again: a stream that has begun may go
-        on with the engine that was started in place of the one it lost.
-        """
-        job.deaths += lost
-        (job.lost if lost and not job.out.begun else job.failed).add(where)
-
-    def _sent_back(self, job: Job, choice: Chosen) -> None:
-        """It had to wait there and had no turn. The node is well: perhaps another has more room."""
-        job.sent_back += 1
-        job.failed = {place(choice.route.model, choice.target)}
-        if not isinstance(self._choosing.pick(job), Chosen):
-            job.failed.clear()
-
-    async def _go_on(
-        self, job: Job, choice: Chosen, broken: StreamBroken
-    ) -> web.StreamResponse | None:
-        """After an engine was lost in the middle of a stream.
-
-        :returns: None when another one is to go on with it.
-        :raises Refuse: none can.
-        """
-        model, where = choice.route.model, place(choice.route.model, choice.target)
-        if broken.said is not None and broken.said.code == _MOVED:
-            # It has had no turn there, and the client nothing new.
-            self._failed(job, choice, EngineFailed("refused_there", lost=False, answered=True))
-            return None
-        self._note(job, broken.kind)
-        job.whole = broken.whole
-        if broken.kind in ("died_mid_stream", "silent"):
-            self._upstreams.suspicion.suspect(choice.target)
-        elif broken.kind == "unfinished" and job.remote:
-            self._upstreams.suspicion.lacks(where)
-        if broken.kind != "diverged":
-            self._without(job, where, lost=broken.lost)
-        error = broken.said or openai_error.engine_lost(model)
-        resumption = job.resumption
-        if job.exchange.hop:
-            # Whoever sent it on goes on with it elsewhere, and counts the engines that it cost.
-            if broken.lost:
-                return await job.out.fail(openai_error.engine_lost(model), whole=broken.whole)
-            return await job.out.end()
-        if resumption is None or not broken.whole or broken.kind == "not_resumed":
-            self._metrics.resumed(
-                Resumption.NOT_RESUMABLE if resumption is None else Resumption.FAILED
-            )
-            raise Refuse(error)
-        first_s = job.exchange.first_token_s or 0.0
-        plan = resumption.plan(
-            spent_s=job.exchange.elapsed_s() - first_s, diverged=broken.kind == "diverged"
-        )
-        if isinstance(plan, Finished):
-            self._metrics.resumed(Resumption.RESUMED)
-            return await job.out.end(plan.events)
-        if job.deaths >= _MAX_ENGINES_LOST:
-            self._metrics.resumed(Resumption.FAILED)
-            raise Refuse(error)
-        if isinstance(plan, CannotResume):
-            self._metrics.resumed(Resumption.NOT_RESUMABLE)
-            raise Refuse(openai_error.not_resumed(model, plan.reason))
-        resumption.count += 1
-        job.broke_s = self.room.now_s()
-        table = self._table()
-        wait_s = table.front.wait_s if table is not None else 0.0
-        wait_s = min(max(RESUME_WAIT_S, wait_s), client_limit_s(job.request.headers))
-        job.until_s = job.broke_s + wait_s
-        await job.out.comment(f"{choice.target.name or choice.target.node} was lost, resuming")
-        return None
-
-    def _note(self, job: Job, kind: str) -> None:
-        job.exchange.failure = kind
-        self._metrics.upstream_failed(job.exchange.model, kind)
