@@ -79,7 +79,10 @@ def meshd_at(revision: str) -> Callable[[Place], Proxy]:
 def _meshd(place: Place, tree: Path, name: str) -> Proxy:
     """As its unit runs it: from a routing table, to an engine on a Unix socket."""
     # More slots than there are streams: waiting for one is not what is measured.
-    target = Target("local", str(place.stub_socket), ready=True, slots=_SLOTS)
+    # With weights, as real tables have them: every stream is kept so that it could go on elsewhere.
+    target = Target(
+        "local", str(place.stub_socket), ready=True, slots=_SLOTS, weights="of the bench"
+    )
     routes = place.folder / "routes.json"
     route = Route(MODEL, ModelState.READY, (target,))
     write_table(routes, RoutingTable(generation=1, routes=(route,)))
