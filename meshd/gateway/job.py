@@ -49,6 +49,7 @@ class Job:
     :ivar waiter: its place among those that wait, if it had to.
     :ivar sent_back: how often another node let it wait, and then gave it back.
     :ivar broke_s: by the room's clock, when its stream lost an engine last.
+    :ivar silent_s: likewise, since when no engine of its model answers, inf while one does.
     :ivar patient: it was given a moment after a target had failed.
     :ivar whole: what its client was sent ends at an event's end.
     """
@@ -81,6 +82,7 @@ class Job:
     kept_bytes: int = 0
     waiter: Waiter | None = None
     sent_back: int = 0
+    silent_s: float = math.inf
     broke_s: float = 0.0
     patient: bool = False
     whole: bool = True

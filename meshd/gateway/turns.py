@@ -19,7 +19,9 @@ from meshd.gateway.traffic_count import TrafficCount
 from meshd.gateway.waiting_room import Full, Stopping, TooLong, WaitingRoom
 
 RESUME_WAIT_S = 15.0
-"""For another engine that goes on with a stream, where no replica is ready."""
+"""For another engine that goes on with a stream, where no replica is ready; and for any answer
+from a model whose engines all fall silent. A dead node is replaced sooner, or the table says more.
+"""
 
 
 class Turns:
@@ -60,6 +62,10 @@ class Turns:
         assert route is not None
         waiting = Refused(Refusal.FULL, route) if isinstance(choice, Chosen) else choice
         began_s = self.room.now_s()
+        if waiting.reason is not Refusal.UNREACHABLE:
+            job.silent_s = math.inf
+        elif job.silent_s == math.inf:
+            job.silent_s = began_s
         if not job.patient and job.attempts and not job.out.begun and not job.exchange.hop:
             # One just failed, and the mesh moves on: a moment's patience finds another.
             job.patient = True
@@ -76,6 +82,8 @@ class Turns:
                 job, waiting, refusals.no_room(full, route.model, job.exchange.key)
             ) from None
         except TooLong as late:
+            if self._says_more(job, waiting):
+                return
             error = refusals.too_long(late, waiting, self._newest())
             raise self._missed(job, waiting, error) from None
         except Stopping:
@@ -101,7 +109,14 @@ class Turns:
         """
         if job.out.begun and choice.reason is not Refusal.FULL:
             return min(job.until_s, job.broke_s + RESUME_WAIT_S)
-        return job.until_s
+        return min(job.until_s, job.silent_s + RESUME_WAIT_S)
+
+    def _says_more(self, job: Job, choice: Refused) -> bool:
+        """Whether it waited for engines that fell silent, and has something better to wait for."""
+        if choice.reason is not Refusal.UNREACHABLE or self.room.now_s() >= job.until_s:
+            return False
+        now = self._choosing.pick(job)
+        return isinstance(now, Chosen) or now.reason is not Refusal.UNREACHABLE
 
     async def _turn(self, job: Job, route: Route, until_s: float) -> None:
         if job.waiter is not None and job.waiter.model != route.model:

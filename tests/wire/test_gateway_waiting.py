@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from meshd.gateway import turns
 from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
 from meshd.gateway.table_file import write_table
 from tests.wire.gateway_harness import (
@@ -293,3 +294,33 @@ async def test_a_gateway_that_stops_tells_those_who_wait(tmp_path: Path) -> None
         assert error["retry_after_s"] == int(heads["Retry-After"])
         assert await told.read() == b""
         told.close()
+
+
+async def test_engines_that_all_fell_silent_are_not_waited_for_as_long_as_a_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "RESUME_WAIT_S", 0.5)
+    async with gateway(tmp_path, table_of(tmp_path / "gone.sock", front=PATIENT)) as node:
+        async with asyncio.timeout(10):
+            status, body, headers = await ask(node)
+        assert status == 503
+        assert json.loads(body)["error"]["code"] == "model_unreachable"
+        assert int(headers["Retry-After"]) >= 1
+
+
+async def test_a_load_that_begins_meanwhile_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, patience_s = tmp_path / "e.sock", 1.0
+    monkeypatch.setattr(turns, "RESUME_WAIT_S", patience_s)
+    async with gateway(tmp_path, table_of(path, front=PATIENT)) as node:
+        began_s = time.monotonic()
+        asking = ask(node)
+        await waiting(node, 1)
+        await tell(node, loading(path))
+        await until(lambda: time.monotonic() - began_s > 1.5 * patience_s)
+        assert not asking.done()
+        async with engine(path, answering("there")):
+            await tell(node, table_of(path, front=PATIENT), 3)
+            async with asyncio.timeout(10):
+                assert (await asking)[:2] == (200, b'{"said":"there"}')
