@@ -49,8 +49,3 @@ def _outside(targets: tuple[Target, ...], address: str) -> Iterator[Target]:
 def _timeless(target: Target) -> Target:
     """Another machine's monotonic clock says nothing here."""
     return replace(target, since_s=0.0) if target.since_s else target
-
-
-def unchanged(one: RoutingTable, other: RoutingTable) -> bool:
-    """Whether they say the same; the generation only counts how often something was said."""
-    return replace(one, generation=0) == replace(other, generation=0)

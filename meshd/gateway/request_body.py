@@ -1,4 +1,4 @@
-"""What the gateway must know of a request's body: the model it names, and nothing else."""
+"""Changes one field of a request's body; every other value keeps its very bytes."""
 
 from __future__ import annotations
 
@@ -15,39 +15,7 @@ class BadBodyError(ValueError):
         self.code = code
 
 
-class _Named(msgspec.Struct):
-    # Raw: a wrong type here is our own message, not the decoder's.
-    model: msgspec.Raw = msgspec.Raw(b"null")
-
-
-_decoder = msgspec.json.Decoder(_Named)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def model_of(body: bytes) -> str:
-    """The `model` that the body asks for.
-
-    The rest is skipped, not built, so that 64 MiB of base64 take about 45 ms and no memory, and
-    nesting deeper than the interpreter's limit is refused before any engine sees it.
-
-    :raises BadBodyError: not a JSON object, or no usable `model`.
-    """
-    try:
-        raw = _decoder.decode(body).model
-        model = msgspec.json.decode(raw)
-    except RecursionError:
-        raise BadBodyError("the request body is nested too deeply", code="invalid_json") from None
-    except msgspec.ValidationError:
-        raise BadBodyError("the request body must be a JSON object", code="invalid_json") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadBodyError(f"the request body is not JSON: {error}", code="invalid_json") from None
-    if model is None:
-        raise BadBodyError(
-            "you must provide a model parameter", param="model", code="missing_required_parameter"
-        )
-    if not isinstance(model, str):
-        raise BadBodyError("model must be a string", param="model", code="invalid_type")
-    return model
 
 
 def with_model(body: bytes, model: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from meshd.gateway.continuation import CannotResume, Continuation, Plan, continuation
+from meshd.gateway.continuation import Continuation, Plan, continuation
 from meshd.gateway.splice import Splice
 from meshd.gateway.transcript import Transcript
 
@@ -50,9 +50,3 @@ class Resumption:
             self.body = plan.body
             self._splice = Splice(told, plan)
         return plan
-
-    def give_up(self, why: str) -> CannotResume:
-        """Keep nothing any more."""
-        self._transcript.stop(why)
-        self._original = b""
-        return CannotResume(why)

@@ -199,10 +199,6 @@ class Transcript:
         if self._raw_bytes > _BATCH_BYTES:
             self._settle()
 
-    def stop(self, why: str) -> None:
-        """Collect no more: the stream will not be resumed."""
-        self._forget(why)
-
     @property
     def told(self) -> Told:
         """All that was fed so far."""

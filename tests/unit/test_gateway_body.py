@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.gateway.request_body import BadBodyError, model_of, with_model
+from meshd.gateway.ask import read
+from meshd.gateway.request_body import BadBodyError, with_model
+
+
+def model_of(body: bytes) -> str:
+    return read("/v1/chat/completions", body).model
+
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text()

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from meshd.gateway.choice import Chosen, choose, place
-from meshd.gateway.far_table import for_client, seen_from_outside, unchanged
+from meshd.gateway.far_table import for_client, seen_from_outside
 from meshd.gateway.follow_routes import order
 from meshd.gateway.routes import (
     Front,
@@ -75,11 +75,6 @@ def test_another_machine_is_told_nothing_of_how_this_one_meets_its_clients() -> 
     outside = seen_from_outside(replace(TABLE, front=front, client=True))
     assert (outside.front, outside.client) == (Front(), False)
     assert b"chat.lan" not in encode(outside)
-
-
-def test_only_what_is_said_counts_as_a_change() -> None:
-    assert unchanged(TABLE, replace(TABLE, generation=9))
-    assert not unchanged(TABLE, replace(TABLE, patience_ms=9))
 
 
 def test_the_generation_is_no_news() -> None:
