@@ -70,7 +70,7 @@ def engine_pids(node: Node) -> dict[str, int]:
 def chat(
     node: Node, name: str = "tiny", *, stream: bool = False, tokens: int = 8, timeout_s: float = 60
 ) -> Reply:
-    """A chat completion through the gateway."""
+    """A chat completion through the gateway, which waits for the model half of the time at most."""
     body = {
         "model": name,
         "messages": [{"role": "user", "content": "Write a Python function."}],
@@ -79,7 +79,8 @@ def chat(
         "temperature": 0,
         "ignore_eos": True,
     }
-    return node.http("/v1/chat/completions", body, timeout_s=timeout_s)
+    patience = {"X-Request-Timeout": f"{timeout_s / 2:g}"}
+    return node.http("/v1/chat/completions", body, headers=patience, timeout_s=timeout_s)
 
 
 def served(node: Node, name: str = "tiny") -> bool:

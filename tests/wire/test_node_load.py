@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from meshd.engine.locate import SERVER, Place
+from meshd.gateway.routes import Target
+from meshd.gateway.routes import decode as decode_routes
 from meshd.load_times import LoadTime, LoadTimes, decode, encode
 from meshd.mesh.secret import new_secret, write_secret
 from meshd.paths import shipped, under
@@ -73,12 +75,10 @@ class Gated(Node):
         )
         return urllib.request.urlopen(request, timeout=120)
 
-    def route(self) -> dict[str, Any]:
-        try:
-            table = json.loads(under(self.root).routes.read_text())
-        except FileNotFoundError:
-            return {}
-        return next((route for route in table["routes"] if route["model"] == "a"), {})
+    def target(self) -> Target:
+        """Where its gateway finds the model."""
+        routes = decode_routes(under(self.root).routes.read_bytes()).routes
+        return next(route for route in routes if route.model == "a").targets[0]
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_a_request_during_a_load_is_told_how_long_loads_took(node: Gated) -> Non
     node.times.write_bytes(encode(usual))
     node.gate.touch()
     node.start()
-    until(lambda: _listed(node) == ["loading"] and node.route()["targets"][0]["since_s"])
-    assert node.route()["targets"][0]["load_s"] == USUAL_S
+    until(lambda: _listed(node) == ["loading"] and node.target().since_s)
+    assert node.target().load_s == USUAL_S
 
     # Who cannot wait so long is told at once, with the time that is left.
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -150,7 +150,7 @@ def test_a_request_during_a_load_is_told_how_long_loads_took(node: Gated) -> Non
     # This load was measured, too: the next prediction is the median of both.
     node.ready("a")
     until(lambda: len(decode(node.times.read_bytes()).loads) == 2)
-    assert not node.route()["targets"][0]["since_s"]
+    assert not node.target().since_s
 
 
 def test_however_many_wait_for_a_model_it_is_loaded_once(node: Gated) -> None:
