@@ -82,7 +82,8 @@ def test_a_dead_engine_is_not_routed_to_and_comes_back(served: Node) -> None:
         served.systemctl("daemon-reload")
     served.wait(lambda: served.main_pid(mesh.ENGINES["tiny"]) not in (0, old), 30, "a new engine")
     mesh.settled(served)
-    assert mesh.served(served)
+    # The gateway learns of it a moment after the brain says so.
+    served.wait(lambda: mesh.served(served), 5, "the gateway to have heard")
     assert served.main_pid(mesh.ENGINES["small"]) == small
 
 
