@@ -29,9 +29,10 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Hashable
 
-from meshd.gateway.eta import Eta, Service, elapsed_s, eta
+from meshd.gateway.eta import Eta, Service, eta
 from meshd.gateway.fair_queue import Admission, FairQueue, Ticket, admission
-from meshd.gateway.routes import ModelState, Route
+from meshd.gateway.progress import progress
+from meshd.gateway.routes import Route
 
 FIRST_WORD_S = 2.0
 """After which a client that waits is told so for the first time."""
@@ -40,7 +41,6 @@ WORD_S = 5.0
 """Between two such words."""
 
 _RETRY_LEAST_S = 1.0
-_NAME_MOST = 100
 
 Tell = Callable[[str], Awaitable[None]]
 """Sends one comment to the client that waits."""
@@ -181,14 +181,9 @@ class Waiter:
 
     def progress(self) -> str:
         """For the client: an SSE comment without the end of its line."""
-        route = self._room.route(self.model)
-        now_s = self._room.now_s()
-        parts = [_state_words(route, self._room.eta(self), now_s)]
-        ahead = self._room.ahead(self)
-        if ahead:
-            parts.append(f"{ahead} ahead")
-        name = "".join(c for c in self.model if c.isprintable())[:_NAME_MOST]
-        return f": waiting for {name}: {', '.join(parts)}"
+        room = self._room
+        route = room.route(self.model)
+        return progress(self.model, route, room.eta(self), room.ahead(self), room.now_s())
 
     def _give_up_early(self) -> None:
         expected = self._room.eta(self)
@@ -414,24 +409,3 @@ class WaitingRoom:
         for ticket in self._line(model).queue:
             if ready_s > ticket.item.until_s:
                 ticket.item._fail(TooLong(expected.seconds))
-
-
-def _state_words(route: Route | None, expected: Eta, now_s: float) -> str:
-    if route is None:
-        return "no longer known"
-    left = ""
-    if expected.seconds is not None:
-        left = f", about {max(1, math.ceil(expected.seconds))} s left"
-    if expected.loading:
-        since_s = elapsed_s(route, now_s)
-        if expected.overdue:
-            return f"loading, longer than usual{left}"
-        return f"loading{left or f' for {since_s or 0:.0f} s'}"
-    match route.state:
-        case ModelState.READY:
-            return f"all slots are taken{left}"
-        case ModelState.LOADING:
-            return "about to load"
-        case ModelState.FAILED:
-            return "its engine failed and is tried again"
-    return "not loaded yet"
