@@ -9,7 +9,7 @@ from meshd.gateway.choice import Refusal, Refused
 from meshd.gateway.job import Job
 from meshd.gateway.openai_error import ApiError, unavailable
 from meshd.gateway.routes import ModelState, RoutingTable
-from meshd.gateway.waiting_room import Full, TooLong
+from meshd.gateway.wait_ends import Full, TooLong
 
 OURS = frozenset({Refusal.UNKNOWN, Refusal.NOT_READY, Refusal.UNREACHABLE, Refusal.FULL})
 """What is no fault of the request: another node may serve it, or this one later."""

@@ -16,7 +16,8 @@ from meshd.gateway.news import News
 from meshd.gateway.openai_error import ApiError
 from meshd.gateway.routes import Route, RoutingTable
 from meshd.gateway.traffic_count import TrafficCount
-from meshd.gateway.waiting_room import Full, Stopping, TooLong, WaitingRoom
+from meshd.gateway.wait_ends import Full, Stopping, TooLong
+from meshd.gateway.waiting_room import WaitingRoom
 
 RESUME_WAIT_S = 15.0
 """For another engine that goes on with a stream, where no replica is ready; and for any answer

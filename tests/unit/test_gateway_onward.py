@@ -9,7 +9,8 @@ import pytest
 
 from meshd.gateway.onward import BEGUN, KEY, PATIENCE, PRIORITY, WAITED, Onward, read_onward
 from meshd.gateway.routes import ModelState, Route, Target
-from meshd.gateway.waiting_room import Full, TooLong, Waiter, WaitingRoom
+from meshd.gateway.wait_ends import Full, TooLong
+from meshd.gateway.waiting_room import Waiter, WaitingRoom
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from meshd.gateway.routes import ModelState, Route, Target
-from meshd.gateway.waiting_room import Stopping, Waiter, WaitingRoom
+from meshd.gateway.wait_ends import Stopping
+from meshd.gateway.waiting_room import Waiter, WaitingRoom
 
 _DEADLINE_S = 20.0
 _READY = Route("tiny", ModelState.READY, (Target("n", "/run/x", True, 1),))

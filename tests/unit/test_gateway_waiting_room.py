@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from meshd.gateway.routes import ModelState, Route, Target
-from meshd.gateway.waiting_room import Full, Stopping, TooLong, Waiter, WaitingRoom
+from meshd.gateway.wait_ends import Full, Stopping, TooLong
+from meshd.gateway.waiting_room import Waiter, WaitingRoom
 
 _DEADLINE_S = 20.0
 
