@@ -10,6 +10,9 @@ _NEW = 0.07
 # everywhere the other half. One that had a bad moment is passed over, so nothing else would ever
 # tell that it is well again.
 _FADE = 64
+# One first token counts as so many times late at most: a node whose gateway was just restarted is
+# no slow node.
+_LATE = 4.0
 _MAX_PLACES = 4096
 # Of a place that served nothing yet, in a mesh where none did.
 _SERVICE_S = 5.0
@@ -41,6 +44,9 @@ class _Averages:
 
     def evaluated(self, tokens: int, seconds: float) -> None:
         new = _NEW if self.seconds else 1.0
+        if self.seconds:
+            usual_s = self.seconds * max(1.0, tokens / self.tokens)
+            seconds = min(seconds, _LATE * usual_s)
         self.tokens += new * (tokens - self.tokens)
         self.seconds += new * (seconds - self.seconds)
 

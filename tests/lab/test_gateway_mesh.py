@@ -189,6 +189,8 @@ def test_a_drained_node_ends_its_streams_and_gets_nothing_new(
     nodes: Cluster, said: dict[str, str], measured: Measured
 ) -> None:
     ada, cleo = nodes["ada"], nodes["cleo"]
+    # By its own gateway, so that it has work wherever cleo's go.
+    own = Streams(ada, "tiny", SLOTS // 4, TOKENS)
     streams = Streams(cleo, "tiny", 2 * SLOTS, TOKENS)
     wait(lambda: inside.busy(ada, "tiny"), 30, "work on ada", every_s=0.02)
     began_at = time.monotonic()
@@ -204,6 +206,7 @@ def test_a_drained_node_ends_its_streams_and_gets_nothing_new(
     measured("meshd drain with streams running", done_at - began_at)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every answer ended by itself" in done.stdout
+    assert_untouched(own, said)
     assert_untouched(streams, said)
     assert failures(load.answers) == []
     late = {answer.node for answer in load.answers if answer.began_at > seen_at + 1}
@@ -216,14 +219,16 @@ def test_what_a_drain_cuts_off_goes_on_elsewhere(
     nodes: Cluster, said: dict[str, str], measured: Measured
 ) -> None:
     ada, cleo = nodes["ada"], nodes["cleo"]
+    # By its own gateway, so that it has work wherever cleo's go.
+    own = Streams(ada, "tiny", SLOTS // 4, TOKENS)
     streams = Streams(cleo, "tiny", 2 * SLOTS, TOKENS)
-    wait(lambda: inside.busy(ada, "tiny") and streams.begun(), 30, "work on ada", every_s=0.02)
+    wait(lambda: len(own.begun()) == len(own.all), 30, "work on ada", every_s=0.02)
     began_at = time.monotonic()
     done = ada.run(["meshd", "drain", "--wait", "--deadline", "0s"], timeout_s=90)
     measured("meshd drain without any time", time.monotonic() - began_at)
-    answers = streams.results()
+    answers = [*own.results(), *streams.results()]
     measured("were resumed", sum(map(resumed, answers)), "streams")
-    assert list(streams.wrong(said)) == []
+    assert [*own.wrong(said), *streams.wrong(said)] == []
     assert any(map(resumed, answers)), done.stdout
     assert done.returncode == 3, "it says that some were cut off"
     ada.run(["meshd", "drain", "--undo"], check=True)

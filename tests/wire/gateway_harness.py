@@ -121,6 +121,8 @@ async def engine(
         task = asyncio.create_task(scripted.serve(reader, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        # One that is cancelled before it began closes nothing itself.
+        task.add_done_callback(lambda _: writer.close())
 
     server = await asyncio.start_unix_server(connected, path, limit=1 << 20, backlog=backlog)
     try:

@@ -206,7 +206,7 @@ def test_a_stream_waits_breaks_off_and_is_left(served: Served, client: anthropic
     endless: dict[str, Any] = {
         "max_tokens": CONTEXT,
         "messages": ASKED,
-        "extra_body": {"ignore_eos": True},
+        "extra_body": {"ignore_eos": True, "temperature": 0},
     }
     with served.loading("late") as is_there:
         # Comes with the first comment, after two seconds.
