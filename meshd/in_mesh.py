@@ -37,9 +37,10 @@ RESTART_S = 45.0
 # Of a node whose mesh.* changed.
 _REJOIN_S = 10.0
 _SETTLE_S = 4.0
-# So long after joining, what is heard may not be all; longer where nobody was heard of who should.
+# So long after joining, what is heard may not be all; longer where nobody was heard of who should:
+# on a busy machine a restarted core needed 8 s to hear of the others.
 _EARLY_S = 2.0
-_ALONE_EARLY_S = 6.0
+_ALONE_EARLY_S = 12.0
 # On a LAN where all start at once nobody is found before somebody can be.
 _SEARCH_S = 15.0
 
