@@ -97,7 +97,7 @@ async def running(
 
     def answers_again() -> None:
         news.tell()
-        relay.room.news()
+        relay.answers_again()
 
     upstreams = Upstreams(options.deadlines, metrics, certificate, answers_again)
     feed = RoutesFeed(options.feed, asking)
