@@ -240,6 +240,14 @@ class Load:
         return self.answers
 
     @property
+    def last_began_at(self) -> float:
+        """When the newest request that has its answer was made, by the monotonic clock; 0.0 before
+        the first answer.
+        """
+        answers = self.answers
+        return answers[-1].began_at if answers else 0.0
+
+    @property
     def failed(self) -> list[Answer]:
         return [answer for answer in self.answers if not answer.good]
 
