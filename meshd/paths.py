@@ -20,6 +20,7 @@ class Paths:
     :ivar run: what does not: control socket, routing table, desired units.
     :ivar engines: one folder per engine instance, holding its socket (kept short: a socket's path
         has at most 107 bytes, unix(7)).
+    :ivar guards: likewise of guards.
     :ivar transient_config: drop-ins that last until the next boot.
     """
 
@@ -28,6 +29,7 @@ class Paths:
     run: Path
     engines: Path
     transient_config: Path
+    guards: Path = Path("/run/mesh-guard")
 
     @property
     def config_dropins(self) -> Path:
@@ -70,6 +72,15 @@ class Paths:
         """There while this node is being drained."""
         return self.run / "drain.json"
 
+    @property
+    def rpc_cache(self) -> Path:
+        """Tensors that rpc-servers need not be sent; written by the brain, read by engines."""
+        return self.state / "rpc-cache"
+
+    def guard_socket(self, instance: str) -> Path:
+        """Where a guard answers `GET /status` and `GET /metrics`."""
+        return self.guards / instance / "guard.sock"
+
     def engine_socket(self, instance: str) -> Path:
         return self.engines / instance / "llama.sock"
 
@@ -91,6 +102,7 @@ def under(root: Path, *, config: Path | None = None) -> Paths:
         run=root / "run",
         engines=root / "run/engine",
         transient_config=root / "run/mesh.d",
+        guards=root / "run/guard",
     )
 
 

@@ -31,7 +31,10 @@ class DeviceRecord:
 
     :ivar plannable_bytes: what engines of the mesh may use in all: free now, plus what they
         already hold, less the reserve. Rounded, so that noise is no change.
-    :ivar bandwidth_bytes_s: measured memory bandwidth, 0 when not measured.
+    :ivar bandwidth_bytes_s: effective: bytes of weights that a decoding engine reads in a second,
+        measured by a benchmark of the engine; 0 when not measured.
+    :ivar flops_s: effective: operations that an engine does in a second with a prompt, 2 for a
+        weight and token; 0 when not measured.
     """
 
     id: str
@@ -40,6 +43,7 @@ class DeviceRecord:
     free_bytes: int
     plannable_bytes: int
     bandwidth_bytes_s: int = 0
+    flops_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +86,29 @@ class MemoryUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A run of a split model's layers on one device of one node.
+
+    :ivar layers: how many blocks. A model's parts stand in the order of its layers; the output
+        layer is the host's and is not counted.
+    :ivar size_bytes: memory there: weights, KV cache and compute buffer.
+    """
+
+    node: str
+    device: str
+    layers: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """How this node would serve a model if it had nothing else to do; its own planner says so.
 
     :ivar strategy: `planner.plan.Strategy`; ``wait`` when it cannot, and `problem` says why.
     :ivar tokens_s: measured or predicted decode speed of one request, 0 when unknown.
     :ivar problem: one sentence, with `code` (`planner.plan.Code`).
+    :ivar parts: of a pipeline that this node would be the host of, all of them; `memory` is what
+        it takes of the host itself.
     """
 
     model: str
@@ -101,6 +122,7 @@ class Offer:
     created_s: int = 0
     code: str = ""
     problem: str = ""
+    parts: tuple[Part, ...] = ()
 
 
 class Stage(StrEnum):
@@ -121,6 +143,7 @@ class Assignment:
     :ivar progress: of loading, 0 to 1, in steps of a tenth.
     :ivar settled: it has run for the minimum dwell and may be given up.
     :ivar load_s: while it loads: how long that takes by what the node measured, 0 when unknown.
+    :ivar parts: of a split whose host this node is.
     """
 
     model: str
@@ -134,24 +157,47 @@ class Assignment:
     settled: bool = False
     detail: str = ""
     load_s: float = 0.0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A host's wish for a split: who should take part, in this term."""
+    """A host's wish for a split: who should hold which layers, in this term.
+
+    :ivar term: of the host's assignment; a member's yes to another term is none.
+    :ivar parts: all of the split, the host's own among them.
+    """
 
     model: str
     term: int
-    members: tuple[str, ...]
+    fingerprint: str
+    parts: tuple[Part, ...]
+
+
+class LeaseStage(StrEnum):
+    """How far a member is. SEEDING: its weight cache is being filled. READY: its door is open."""
+
+    SEEDING = "seeding"
+    READY = "ready"
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A member's yes to a host's intent of the same term."""
+    """A member's answer to a host's intent of the same term.
+
+    :ivar port: of its door; the address is the node's own.
+    :ivar progress: of seeding, 0 to 1, in steps of a tenth.
+    :ivar detail: why it is refused.
+    """
 
     model: str
-    term: int
     host: str
+    term: int
+    stage: LeaseStage
+    port: int = 0
+    progress: float = 0.0
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +240,7 @@ class NodeRecord:
     :ivar session: made anew at every start: two nodes with one identity are told apart by it.
     :ivar draining: it is about to be switched off: nothing new is placed there, and what runs there
         moves to others.
+    :ivar network_bytes_s: what its network carries, 0 when not known.
     """
 
     id: str
@@ -217,6 +264,7 @@ class NodeRecord:
     rtt: tuple[RttRecord, ...] = ()
     doctor: DoctorSummary | None = None
     draining: bool = False
+    network_bytes_s: int = 0
 
     def offer(self, model: str) -> Offer | None:
         return next((offer for offer in self.offers if offer.model == model), None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from meshd.mesh.record import Part
+
 
 class Strategy(StrEnum):
     """How a model is served. WAIT: it is not, and the decision says what stands in the way."""
@@ -12,6 +14,7 @@ class Strategy(StrEnum):
     SOLO_GPU = "solo-gpu"
     SOLO_OFFLOAD = "solo-offload"
     SOLO_CPU = "solo-cpu"
+    PIPELINE = "pipeline"
     WAIT = "wait"
 
 
@@ -46,6 +49,17 @@ class Code(StrEnum):
     SURPLUS = "more-than-wanted"
     GAVE_WAY = "gave-way-to-a-named-model"
     MISPLACED = "runs-where-it-should-not"
+    # Of splits: why a node takes no part in one, or another group was better.
+    NO_PEER = "nobody-near-enough"
+    FAR = "too-far-away"
+    RTT_UNKNOWN = "round-trip-unknown"
+    OTHER_BUILD = "other-engine-build"
+    UNMEASURED = "speed-not-measured"
+    FAILED_AS_MEMBER = "failed-as-a-member"
+    SLOWER = "slower"
+    SOLO_FASTER = "solo-is-faster"
+    LEASE_REFUSED = "member-refused"
+    UNREACHED = "member-not-reached"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +97,31 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Considered:
+    """Another way to serve a model, and why it was not taken.
+
+    :ivar nodes: ids of those that would have taken part, the host first; one for a node that may
+        not.
+    :ivar tokens_s: predicted, 0 where none could be.
+    """
+
+    nodes: tuple[str, ...]
+    tokens_s: float
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What happens to one model of the config.
 
     :ivar context: tokens that one request can use; the engine is given context x slots.
     :ivar reasons: why this way; ``blockers`` why not at all; ``next_step`` what a person can do.
     :ivar asked: the config's own wishes, kept so that a changed wish is seen as a change.
+    :ivar parts: of a pipeline, in the order of its layers: this node's RAM, the members' devices,
+        this node's GPUs. The output layer is with the last of this node's own: the last of its GPUs
+        in `layout`, else its RAM. `layout` and `memory` tell of this node alone.
+    :ivar tokens_s: predicted decode speed of one request, 0 when unknown.
+    :ivar considered: what else there was, best first; bounded.
     """
 
     model: str
@@ -102,6 +135,9 @@ class Decision:
     blockers: tuple[Reason, ...] = ()
     next_step: str = ""
     asked: tuple[str, str, str] = ("", "auto", "auto")
+    parts: tuple[Part, ...] = ()
+    tokens_s: float = 0.0
+    considered: tuple[Considered, ...] = ()
 
     @property
     def served(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 class EngineKind(StrEnum):
     LLAMA = "llama"
     RPC = "rpc"
+    GUARD = "guard"
 
 
 class GpuAccess(StrEnum):
