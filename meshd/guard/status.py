@@ -53,10 +53,14 @@ class PeerStatus:
 
 @dataclass(frozen=True, slots=True)
 class GuardStatus:
-    """:ivar started_s: Unix time. :ivar refused: strangers and rude probes sent away so far."""
+    """:ivar started_s: Unix time. :ivar refused: strangers and rude probes sent away so far.
+
+    :ivar term: of the split that it was started for.
+    """
 
     name: str
     end: End
     started_s: float
+    term: int = 0
     peers: tuple[PeerStatus, ...] = ()
     refused: int = 0

@@ -64,6 +64,7 @@ class Wish:
     :ivar context: tokens a request, 0 for auto; ``slots`` likewise.
     :ivar most: replicas at most, None for as many as demand asks for.
     :ivar nodes: names or ids of the only nodes that may run it; empty for any.
+    :ivar split: ``never`` when one node has to serve it whole; ``auto`` when several may.
     """
 
     model: str
@@ -75,6 +76,7 @@ class Wish:
     quality: str = "exact"
     aliases: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
+    split: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ class LeaseStage(StrEnum):
     """How far a member is. SEEDING: its weight cache is being filled. READY: its door is open."""
 
     SEEDING = "seeding"
+    STARTING = "starting"
     READY = "ready"
     REFUSED = "refused"
 

@@ -120,6 +120,8 @@ class Decision:
     :ivar parts: of a pipeline, in the order of its layers: this node's RAM, the members' devices,
         this node's GPUs. The output layer is with the last of this node's own: the last of its GPUs
         in `layout`, else its RAM. `layout` and `memory` tell of this node alone.
+    :ivar term: of a pipeline: counts up with every new arrangement of the model on this host.
+    :ivar local_ports: of a pipeline: on loopback, one a member in the order of `members`.
     :ivar tokens_s: predicted decode speed of one request, 0 when unknown.
     :ivar considered: what else there was, best first; bounded.
     """
@@ -136,12 +138,19 @@ class Decision:
     next_step: str = ""
     asked: tuple[str, str, str] = ("", "auto", "auto")
     parts: tuple[Part, ...] = ()
+    term: int = 0
+    local_ports: tuple[int, ...] = ()
     tokens_s: float = 0.0
     considered: tuple[Considered, ...] = ()
 
     @property
     def served(self) -> bool:
         return self.strategy is not Strategy.WAIT
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Of a pipeline: the other nodes, in the order of their layers."""
+        return tuple(dict.fromkeys(part.node for part in self.parts if part.node != self.node))
 
     @property
     def memory_bytes(self) -> int:
