@@ -9,6 +9,7 @@ from meshd.config.load import Loaded
 from meshd.config.settings import Config, GatewaySettings
 from meshd.drain import Drain
 from meshd.gateway.routes import Front, ModelState, Route, RoutingTable
+from meshd.instance import instance_name
 from meshd.load_times import Load
 from meshd.mesh_routes import Ways, with_former, with_mesh
 from meshd.mesh_status import elsewhere_status, followed_status, placed, with_others
@@ -28,7 +29,6 @@ from meshd.status import (
     routing_table,
     sentence,
 )
-from meshd.units.llama import instance_name
 from meshd.units.spec import EngineKind, EngineState
 
 _DRAINED = "this node is being drained; `meshd drain --undo` ends that"

@@ -41,3 +41,7 @@ class EngineBuild:
 
     def binary(self, name: str) -> Binary | None:
         return next((binary for binary in self.binaries if binary.name == name), None)
+
+    @property
+    def rpc_server(self) -> Binary | None:
+        return self.binary("ggml-rpc-server")

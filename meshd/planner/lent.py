@@ -9,7 +9,7 @@ from meshd.mesh.record import Part
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """This node's part in another node's split: one rpc-server and the door in front of it.
+    """A node's part in another's split: one rpc-server and the door in front of it.
 
     :ivar name: the instance of both units.
     :ivar host: id of the node whose llama-server will connect, ``term`` that of its intent.

@@ -18,6 +18,7 @@ from meshd.gateway.routes import ModelState
 from meshd.gateway.traffic import ModelTraffic, TrafficReport
 from meshd.health import HealthMonitor
 from meshd.in_mesh import InMesh
+from meshd.instance import instance_name
 from meshd.joined import Joined
 from meshd.mesh.record import Assignment, DoctorSummary, NodeRecord, Stage, Wish
 from meshd.mesh.view import MemberView, MeshView, Status
@@ -26,7 +27,6 @@ from meshd.paths import under
 from meshd.pipeline import Observation, Sought
 from meshd.planner.view import Candidate
 from meshd.supervisor import Supervisor
-from meshd.units.llama import instance_name
 from tests.unit.test_supervisor import RecordingNotifier, World
 from tests.unit.worlds import GIB, facts, hardware
 

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from meshd.config.settings import Limit
 from meshd.engine.build import Binary, EngineBuild
 from meshd.errors import UserError
+from meshd.instance import instance_name
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Hardware
 from meshd.paths import SYSTEM
 from meshd.planner.plan import Decision, DeviceUse, Layout, Strategy
-from meshd.units.llama import instance_name, llama_spec
+from meshd.units.llama import llama_spec
 from meshd.units.spec import EngineSpec, GpuAccess
 from tests.unit.worlds import GIB, facts, gpu, hardware
 
@@ -130,3 +132,15 @@ def test_every_name_becomes_an_instance_that_systemd_can_bear(model: str) -> Non
 @given(st.text(min_size=1, max_size=30), st.text(min_size=1, max_size=30))
 def test_two_models_never_share_an_instance(one: str, other: str) -> None:
     assert one == other or instance_name(one) != instance_name(other)
+
+
+def test_a_limit_of_system_memory_is_the_engines_own_too() -> None:
+    free, bound = (
+        llama_spec(SERVED, facts(), build("0.7.0"), hardware(), SYSTEM, limit)
+        for limit in (None, Limit(ram_bytes=6 * GIB))
+    )
+    assert free.memory_max_bytes is not None
+    assert free.memory_max_bytes > 6 * GIB
+    assert bound.memory_max_bytes == 6 * GIB
+    cache = bound.argv[bound.argv.index("--cache-ram") + 1]
+    assert int(cache) == 6 * GIB // 20 // 1024**2
