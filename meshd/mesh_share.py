@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from meshd.config.settings import Config, ModelSettings, Replicas, Role
+from meshd.config.settings import Config, ModelSettings, Replicas, Role, Split
 from meshd.engine.build import EngineBuild
 from meshd.load_times import LoadTimes, content_of
 from meshd.mesh.record import Assignment, HeldModel, NodeRecord, Offer, Stage
@@ -100,7 +100,8 @@ def share(
     settings = settings_of(config, wanted(around.view))
     decisions = _offers(node, local, settings)
     offers = tuple(
-        offer_record(decision, node.candidate(decision.model), node) for decision in decisions
+        offer_record(decision, node.candidate(decision.model), node, limit=config.node.limit)
+        for decision in decisions
     )
     budgets = budgets_of(node, config)
 
@@ -154,6 +155,7 @@ def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSet
             slots=one.slots if 1 <= one.slots <= _SLOTS_MOST else "auto",
             replicas=Replicas(one.least, "auto" if one.most is None else one.most),
             aliases=one.aliases,
+            split=Split.NEVER if one.split == Split.NEVER else Split.AUTO,
         )
         for one in asked
         if one.model not in own

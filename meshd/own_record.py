@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from meshd import __version__
-from meshd.config.settings import Config, ModelSettings
+from meshd.config.settings import Config, Limit, ModelSettings
 from meshd.engine.build import EngineBuild
 from meshd.mesh.record import (
     Assignment,
@@ -68,9 +68,10 @@ def own_record(
     before: NodeRecord | None,
 ) -> NodeRecord:
     """The record as of now; memory figures stay those of `before` where they moved by noise."""
-    devices = _devices(node, budgets)
+    limit = config.node.limit
+    devices = _devices(node, budgets, limit)
     if before is not None:
-        devices = _steady(before.devices, devices)
+        devices = _steady(before.devices, devices, limit)
     return NodeRecord(
         id=self.id,
         name=node.name,
@@ -105,11 +106,17 @@ def wish(model: ModelSettings) -> Wish:
         quality=str(model.quality),
         aliases=model.aliases,
         nodes=() if model.nodes == "auto" else model.nodes,
+        split=str(model.split),
     )
 
 
 def offer_record(
-    decision: Decision, candidate: Candidate | None, node: NodeView, *, tokens_s: float = 0.0
+    decision: Decision,
+    candidate: Candidate | None,
+    node: NodeView,
+    *,
+    tokens_s: float = 0.0,
+    limit: Limit | None = None,
 ) -> Offer:
     """What the local planner would do with a model, as the others need it."""
     reasons = decision.reasons if decision.served else decision.blockers
@@ -120,7 +127,7 @@ def offer_record(
         strategy=str(decision.strategy),
         context=decision.context,
         slots=decision.slots,
-        memory=memory_uses(decision, node),
+        memory=memory_uses(decision, node, limit),
         tokens_s=tokens_s,
         capabilities=capabilities(facts) if facts else (),
         created_s=candidate.modified_s if candidate else 0,
@@ -142,15 +149,19 @@ def capabilities(facts: GgufFacts) -> tuple[str, ...]:
     return ("chat", "completion", "tools") if facts.tools else ("chat", "completion")
 
 
-def memory_uses(decision: Decision, node: NodeView) -> tuple[MemoryUse, ...]:
+def memory_uses(
+    decision: Decision, node: NodeView, limit: Limit | None = None
+) -> tuple[MemoryUse, ...]:
     """Planned bytes by device, as records carry them: what a decision takes from others.
 
     A unified GPU's are the RAM's, and so are the prompts that an engine keeps.
+
+    :param limit: of the node, which bounds those prompts.
     """
     if not decision.served:
         return ()
     unified = {gpu.id for gpu in node.gpus if gpu.unified}
-    taken = {RAM: prompt_cache_bytes(node.hardware.ram.total_bytes)}
+    taken = {RAM: prompt_cache_bytes(node.hardware.ram.total_bytes, limit)}
     for use in decision.memory:
         device = RAM if use.device in unified else use.device
         taken[device] = taken.get(device, 0) + use.total_bytes
@@ -170,7 +181,7 @@ def _engine(build: EngineBuild | None) -> EngineRecord | None:
     )
 
 
-def _devices(node: NodeView, budgets: Budgets) -> tuple[DeviceRecord, ...]:
+def _devices(node: NodeView, budgets: Budgets, limit: Limit) -> tuple[DeviceRecord, ...]:
     gpus = tuple(
         DeviceRecord(
             id=gpu.id,
@@ -178,7 +189,9 @@ def _devices(node: NodeView, budgets: Budgets) -> tuple[DeviceRecord, ...]:
             total_bytes=gpu.total_bytes,
             free_bytes=_step(gpu.free_bytes),
             # A unified device has no memory of its own: what it may use is the RAM's.
-            plannable_bytes=0 if gpu.unified else _step(budgets.free(gpu.id)),
+            plannable_bytes=0
+            if gpu.unified
+            else _plannable(budgets.free(gpu.id), limit.vram_bytes),
         )
         for gpu in node.gpus
     )
@@ -190,9 +203,14 @@ def _devices(node: NodeView, budgets: Budgets) -> tuple[DeviceRecord, ...]:
             name=node.hardware.cpu.name,
             total_bytes=ram.total_bytes,
             free_bytes=_step(ram.available_bytes),
-            plannable_bytes=_step(budgets.free(RAM)),
+            plannable_bytes=_plannable(budgets.free(RAM), limit.ram_bytes),
         ),
     )
+
+
+def _plannable(size_bytes: int, limit_bytes: int | None) -> int:
+    # A limit is a figure that somebody chose: it does not move, and may be small.
+    return size_bytes if size_bytes == limit_bytes else _step(size_bytes)
 
 
 def _step(size_bytes: int) -> int:
@@ -200,16 +218,26 @@ def _step(size_bytes: int) -> int:
 
 
 def _steady(
-    before: tuple[DeviceRecord, ...], now: tuple[DeviceRecord, ...]
+    before: tuple[DeviceRecord, ...], now: tuple[DeviceRecord, ...], limit: Limit
 ) -> tuple[DeviceRecord, ...]:
     known = {device.id: device for device in before}
     return tuple(
-        device if (old := known.get(device.id)) is None else _calm(old, device) for device in now
+        device
+        if (old := known.get(device.id)) is None
+        else _calm(old, device, limit.ram_bytes if device.id == RAM else limit.vram_bytes)
+        for device in now
     )
 
 
-def _calm(old: DeviceRecord, new: DeviceRecord) -> DeviceRecord:
+def _calm(old: DeviceRecord, new: DeviceRecord, limit_bytes: int | None) -> DeviceRecord:
     noise = max(_NOISE_BYTES, int(new.total_bytes * _NOISE_SHARE))
+    if limit_bytes is not None:
+        # Of a small share, what is noise to the machine is much; and the limit itself is none.
+        moved = abs(new.plannable_bytes - old.plannable_bytes)
+        if moved > min(noise, max(_STEP_BYTES, int(limit_bytes * _NOISE_SHARE))):
+            return new
+        if moved and new.plannable_bytes == limit_bytes:
+            return new
     if replace(new, free_bytes=old.free_bytes, plannable_bytes=old.plannable_bytes) != old:
         return new
     moved = max(

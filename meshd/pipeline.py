@@ -14,6 +14,7 @@ from meshd.deeds import EngineNow
 from meshd.engine.backends import backend_for
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
+from meshd.instance import instance_name
 from meshd.mesh.record import HeldModel
 from meshd.mesh_share import Around, Share, share
 from meshd.node.inventory import Hardware
@@ -27,7 +28,7 @@ from meshd.status import (
     engine_of,
 )
 from meshd.units.diff import Action, changes, diff
-from meshd.units.llama import instance_name, llama_spec
+from meshd.units.llama import llama_spec
 from meshd.units.render import render_dropin
 from meshd.units.spec import EngineSpec, EngineState, EngineStatus
 
@@ -122,7 +123,12 @@ def propose(
             continue
         try:
             spec = llama_spec(
-                decision, candidate.facts, observation.engine, observation.hardware, paths
+                decision,
+                candidate.facts,
+                observation.engine,
+                observation.hardware,
+                paths,
+                config.node.limit,
             )
         except UserError as error:
             refused[decision.model] = f"{decision.model}: {error}"

@@ -14,6 +14,7 @@ from meshd.config.settings import (
     DemandSettings,
     DiscoverySettings,
     GatewaySettings,
+    Limit,
     MeshSettings,
     ModelSettings,
     NodeSettings,
@@ -22,6 +23,7 @@ from meshd.config.settings import (
     Replicas,
     Reserve,
     Role,
+    Split,
     TlsSettings,
 )
 from meshd.config.sizes import format_size, parse_size
@@ -58,6 +60,7 @@ def to_data(config: Config) -> dict[str, Any]:
                 "quality": str(model.quality),
                 "aliases": list(model.aliases),
                 "nodes": _auto_or_list(model.nodes),
+                "split": str(model.split),
             }
             for model in config.models
         ],
@@ -69,6 +72,7 @@ def to_data(config: Config) -> dict[str, Any]:
             "advertise": _auto_or_list(config.mesh.advertise),
             "preset": str(config.mesh.preset),
             "core": str(config.mesh.core),
+            "split_ports": config.mesh.split_ports,
         },
         "node": {
             "name": config.node.name,
@@ -76,6 +80,10 @@ def to_data(config: Config) -> dict[str, Any]:
             "reserve": {
                 "vram": format_size(config.node.reserve.vram_bytes),
                 "ram": format_size(config.node.reserve.ram_bytes),
+            },
+            "limit": {
+                "vram": _auto_or_size(config.node.limit.vram_bytes),
+                "ram": _auto_or_size(config.node.limit.ram_bytes),
             },
             "gpus": _auto_or_list(config.node.gpus),
             "model_dirs": list(config.node.model_dirs),
@@ -107,6 +115,10 @@ def _auto_or_list(value: str | tuple[str, ...]) -> str | list[str]:
     return value if isinstance(value, str) else list(value)
 
 
+def _auto_or_size(size_bytes: int | None) -> str:
+    return "auto" if size_bytes is None else format_size(size_bytes)
+
+
 def _mesh(data: Section) -> MeshSettings:
     given = dict(data)
     if "peers" in given:
@@ -117,6 +129,8 @@ def _mesh(data: Section) -> MeshSettings:
         given["preset"] = Preset(given["preset"])
     if "core" in given:
         given["core"] = Core(given["core"])
+    if "split_ports" in given:
+        given["split_ports"] = int(given["split_ports"])
     return MeshSettings(**given)
 
 
@@ -132,6 +146,8 @@ def _node(data: Section) -> NodeSettings:
         given["role"] = Role(data["role"])
     if "reserve" in data:
         given["reserve"] = _reserve(data["reserve"])
+    if "limit" in data:
+        given["limit"] = _limit(data["limit"])
     if "gpus" in data:
         given["gpus"] = "auto" if data["gpus"] == "auto" else tuple(data["gpus"])
     if "model_dirs" in data:
@@ -141,6 +157,15 @@ def _node(data: Section) -> NodeSettings:
 
 def _reserve(data: Section) -> Reserve:
     return Reserve(**{f"{key}_bytes": parse_size(size) for key, size in data.items()})
+
+
+def _limit(data: Section) -> Limit:
+    return Limit(
+        **{
+            f"{key}_bytes": None if size == "auto" else parse_size(size)
+            for key, size in data.items()
+        }
+    )
 
 
 def _gateway(data: Section) -> GatewaySettings:
@@ -177,6 +202,8 @@ def _model(data: Section) -> ModelSettings:
         given["aliases"] = tuple(given["aliases"])
     if given.get("nodes", "auto") != "auto":
         given["nodes"] = tuple(given["nodes"])
+    if "split" in given:
+        given["split"] = Split(given["split"])
     return ModelSettings(**given)
 
 

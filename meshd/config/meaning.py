@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from meshd.config import split_ports
 from meshd.config.addresses import Address, parse_address
 from meshd.config.durations import format_duration
 from meshd.config.findings import Finding, Mark, Severity, did_you_mean, finding, quoted
@@ -13,7 +14,8 @@ from meshd.config.settings import MIB, Config, ModelSettings, Quality
 from meshd.config.tree import Entry, ListNode, MapNode, Node, Path, Scalar
 
 _BODY_BYTES = (64 * 1024, 4096 * MIB)
-_RESERVE_BYTES = 1024 * 1024 * MIB * 16
+_MEMORY_BYTES = 1024 * 1024 * MIB * 16
+_LEAST_LIMIT_BYTES = 64 * MIB
 _DEMAND_S = {"half_life": (60, 7 * 86400), "dwell": (0, 86400)}
 _LONGEST_WAIT_S = 3600
 _SMALL_CONTEXT = 512
@@ -154,6 +156,9 @@ def _listening(config: Config, book: _Book) -> None:
         places.append((("console", "listen"), config.console.listen))
     places.append((("mesh", "listen"), config.mesh.listen))
     taken: list[tuple[str, Address]] = []
+    first = config.mesh.split_ports
+    ports = range(first, first + split_ports.COUNT)
+    mine = f"ports {ports[0]} to {ports[-1]}"
     for path, text in places:
         try:
             address = parse_address(text)
@@ -168,6 +173,9 @@ def _listening(config: Config, book: _Book) -> None:
                 break
         else:
             taken.append((f"{path[0]}.listen {text}", address))
+        if address.port in ports:
+            message = f"the {path[0]} cannot listen on {text}: {mine} are for split models"
+            book.say(path, message, "give it another port, or move mesh.split_ports")
         if not address.loopback and path[0] != "mesh":
             _exposed(path, text, bool(config.gateway.tls.certificate), book)
 
@@ -216,8 +224,11 @@ def _sizes(config: Config, book: _Book) -> None:
     if not low <= config.gateway.max_body_bytes <= high:
         book.say(("gateway", "max_body"), "gateway.max_body must be from 64KiB to 4GiB")
     for key in ("vram", "ram"):
-        if getattr(config.node.reserve, f"{key}_bytes") > _RESERVE_BYTES:
+        if getattr(config.node.reserve, f"{key}_bytes") > _MEMORY_BYTES:
             book.say(("node", "reserve", key), f"node.reserve.{key} must be at most 16TiB")
+        limit = getattr(config.node.limit, f"{key}_bytes")
+        if limit is not None and not _LEAST_LIMIT_BYTES <= limit <= _MEMORY_BYTES:
+            book.say(("node", "limit", key), f"node.limit.{key} must be from 64MiB to 16TiB")
 
 
 def _has(item: Node, key: str) -> bool:

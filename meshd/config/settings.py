@@ -36,6 +36,13 @@ class Preset(StrEnum):
     WAN = "wan"
 
 
+class Split(StrEnum):
+    """Whether a model may be spread over several nodes: where it is faster so, or never."""
+
+    AUTO = "auto"
+    NEVER = "never"
+
+
 class Core(StrEnum):
     """Whether this node relays for others: as the mesh needs it, always, or never."""
 
@@ -51,6 +58,7 @@ class MeshSettings:
     :ivar listen: where other nodes reach this one: QUIC over UDP and HTTPS over TCP on one port.
     :ivar advertise: ``host`` or ``host:port`` told to others; auto: this machine's addresses.
     :ivar peers: ``host`` or ``host:port`` of nodes to join through; any one that answers is enough.
+    :ivar split_ports: the first of those in `config.split_ports`.
     """
 
     name: str = "mesh"
@@ -60,6 +68,7 @@ class MeshSettings:
     peers: tuple[str, ...] = ()
     preset: Preset = Preset.LAN
     core: Core = Core.AUTO
+    split_ports: int = 9340
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,16 @@ class Reserve:
 
     vram_bytes: int = 512 * MIB
     ram_bytes: int = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Memory that engines use at most, all together: on each GPU, and of the system's; None for as
+    much as there is. In YAML: sizes, or ``auto``.
+    """
+
+    vram_bytes: int | None = None
+    ram_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +99,7 @@ class NodeSettings:
     name: str = ""
     role: Role = Role.AUTO
     reserve: Reserve = Reserve()
+    limit: Limit = Limit()
     gpus: Auto | tuple[str, ...] = "auto"
     model_dirs: tuple[str, ...] = ("/var/lib/mesh/models", "/usr/share/meshd/models")
 
@@ -107,6 +127,7 @@ class ModelSettings:
     quality: Quality = Quality.EXACT
     aliases: tuple[str, ...] = ()
     nodes: Auto | tuple[str, ...] = "auto"
+    split: Split = Split.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from meshd.config.settings import Config, ModelSettings, Role
+from meshd.config.settings import Config, Limit, ModelSettings, Role
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Gpu
 from meshd.planner.fit import Shape, first_fit, shape_memory, shapes
@@ -31,26 +31,27 @@ def plan(view: ClusterView, config: Config, others: tuple[ModelSettings, ...] = 
     """
     node = next(node for node in view.nodes if node.id == view.me)
     budgets = budgets_of(node, config)
+    cache_bytes = _cache_bytes(node, config)
     kept = {
         model.name: running.decision
         for model in config.models
         if (running := _keepable(node, config, model)) is not None
     }
     for decision in kept.values():
-        budgets = _after(decision, node, budgets)
+        budgets = _after(decision, cache_bytes, budgets)
     fresh = {}
     for model in config.models:
         if model.name not in kept:
             fresh[model.name] = _decide(node, config, model, budgets, modest=True)
-            budgets = _after(fresh[model.name], node, budgets)
+            budgets = _after(fresh[model.name], cache_bytes, budgets)
     for model in others:
-        budgets = _after(_decide(node, config, model, budgets, modest=True), node, budgets)
+        budgets = _after(_decide(node, config, model, budgets, modest=True), cache_bytes, budgets)
     # Long contexts only take what every model of the config leaves over.
     for model in config.models:
         if model.name in fresh and fresh[model.name].served:
-            room = _after(fresh[model.name], node, budgets, sign=-1)
+            room = _after(fresh[model.name], cache_bytes, budgets, sign=-1)
             grown = _decide(node, config, model, room, modest=False)
-            budgets = _after(grown, node, room)
+            budgets = _after(grown, cache_bytes, room)
             fresh[model.name] = grown
     both = {**kept, **fresh}
     return Plan(tuple(both[model.name] for model in config.models))
@@ -64,7 +65,7 @@ def offer(node: NodeView, config: Config, model: ModelSettings) -> Decision:
     return _decide(node, config, model, budgets_of(node, config), modest=True)
 
 
-def _after(decision: Decision, node: NodeView, budgets: Budgets, *, sign: int = 1) -> Budgets:
+def _after(decision: Decision, cache_bytes: int, budgets: Budgets, *, sign: int = 1) -> Budgets:
     """What a decision leaves to the others: less its memory, and the prompts that it may keep.
 
     :param sign: -1 gives it back.
@@ -73,16 +74,25 @@ def _after(decision: Decision, node: NodeView, budgets: Budgets, *, sign: int = 
         return budgets
     for use in decision.memory:
         budgets = budgets.less(use.device, sign * use.total_bytes)
-    return budgets.less(RAM, sign * prompt_cache_bytes(node.hardware.ram.total_bytes))
+    return budgets.less(RAM, sign * cache_bytes)
 
 
-def prompt_cache_bytes(ram_total_bytes: int) -> int:
+def prompt_cache_bytes(ram_total_bytes: int, limit: Limit | None = None) -> int:
     """How much host memory one engine may use to keep old prompts."""
-    return min(_PROMPT_CACHE_MOST_BYTES, ram_total_bytes // _PROMPT_CACHE_SHARE)
+    usable_bytes = ram_total_bytes
+    if limit is not None and limit.ram_bytes is not None:
+        usable_bytes = min(usable_bytes, limit.ram_bytes)
+    return min(_PROMPT_CACHE_MOST_BYTES, usable_bytes // _PROMPT_CACHE_SHARE)
+
+
+def _cache_bytes(node: NodeView, config: Config) -> int:
+    return prompt_cache_bytes(node.hardware.ram.total_bytes, config.node.limit)
 
 
 def budgets_of(node: NodeView, config: Config) -> Budgets:
-    """What may be planned with: measured free memory, plus our own engines', less the reserve."""
+    """What may be planned with: measured free memory, plus our own engines', less the reserve, and
+    no more than the limit.
+    """
     # A unified device's memory is the RAM: one budget for both, so it is not spent twice.
     unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
     ours: dict[str, int] = {}
@@ -93,17 +103,24 @@ def budgets_of(node: NodeView, config: Config) -> Budgets:
             for use in running.decision.memory:
                 device = RAM if use.device in unified else use.device
                 held[device] = held.get(device, 0) + _taken(use)
-    reserve = config.node.reserve
+    reserve, limit = config.node.reserve, config.node.limit
     devices = {
         # With what is being loaded it cannot be more than the card has: else a model that is
         # changed while it loads would not find room where it already is.
-        gpu.id: min(gpu.total_bytes, gpu.free_bytes + ours.get(gpu.id, 0) + coming.get(gpu.id, 0))
-        - reserve.vram_bytes
+        gpu.id: _within(
+            limit.vram_bytes,
+            min(gpu.total_bytes, gpu.free_bytes + ours.get(gpu.id, 0) + coming.get(gpu.id, 0))
+            - reserve.vram_bytes,
+        )
         for gpu in node.gpus
         if not gpu.unified
     }
     ram = node.hardware.ram.available_bytes + ours.get(RAM, 0) - reserve.ram_bytes
-    return Budgets({**devices, RAM: ram}, unified)
+    return Budgets({**devices, RAM: _within(limit.ram_bytes, ram)}, unified)
+
+
+def _within(limit_bytes: int | None, size_bytes: int) -> int:
+    return size_bytes if limit_bytes is None else min(limit_bytes, size_bytes)
 
 
 def _taken(use: DeviceUse) -> int:
@@ -129,12 +146,23 @@ def _keepable(node: NodeView, config: Config, model: ModelSettings) -> Running |
         and set(decision.layout.gpus) <= {gpu.id for gpu in node.gpus}
         # A driver that was late at boot must not leave its GPU idle for ever.
         and not (node.gpus and any(reason.code in _WITHOUT_GPU for reason in decision.reasons))
+        and _limited(decision, node, config.node.limit)
     )
     if not same:
         return None
     kept = Reason(Code.KEPT, "runs like this already and still answers what is asked")
     reasons = (kept, *(r for r in decision.reasons if r.code is not Code.KEPT))
     return replace(running, decision=replace(decision, reasons=reasons))
+
+
+def _limited(decision: Decision, node: NodeView, limit: Limit) -> bool:
+    """Whether it keeps within the limit, which may have been lowered since."""
+    own = {gpu.id for gpu in node.gpus if not gpu.unified}
+    ram_bytes = sum(use.total_bytes for use in decision.memory if use.device not in own)
+    gpus = [use.total_bytes for use in decision.memory if use.device in own]
+    return _within(limit.ram_bytes, ram_bytes) == ram_bytes and all(
+        _within(limit.vram_bytes, taken) == taken for taken in gpus
+    )
 
 
 def _blocker(
@@ -173,7 +201,7 @@ def _decide(
     assert candidate is not None
     assert candidate.facts is not None
     facts = candidate.facts
-    budgets = budgets.less(RAM, prompt_cache_bytes(node.hardware.ram.total_bytes))
+    budgets = budgets.less(RAM, _cache_bytes(node, config))
     notes = _notes(node)
     tried = tuple(shapes(facts, model, modest=modest))
     found = first_fit(facts, node.gpus, tried, budgets)

@@ -1,8 +1,9 @@
 """What the mesh is asked to serve: the wishes of every node's configuration, made one.
 
 Where they differ, the mesh does what the most demanding asks for (most replicas, all nodes that
-anybody names), and for what has no "more" (context, slots, quality, source) what the node with the
-smallest id says. So that all nodes agree without asking each other; a note says what was overruled.
+anybody names), and for what has no "more" (context, slots, quality, source, split) what the node
+with the smallest id says. So that all nodes agree without asking each other; a note says what was
+overruled.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from meshd.mesh.record import NodeRecord, Wish
 from meshd.mesh.view import MeshView
 
-_OVERRULED = ("source", "context", "slots", "quality")
+_OVERRULED = ("source", "context", "slots", "quality", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Wanted:
     quality: str = "exact"
     aliases: tuple[str, ...] = ()
     nodes: frozenset[str] = frozenset()
+    split: str = "auto"
     asked_by: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -130,6 +132,7 @@ def _one(model: str, one: _Sum, aliases: tuple[str, ...]) -> Wanted:
         quality=one.first.quality,
         aliases=aliases,
         nodes=frozenset(one.nodes),
+        split=one.first.split,
         asked_by=frozenset(one.asked_by),
         notes=tuple(notes),
     )

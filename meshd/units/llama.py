@@ -6,12 +6,11 @@ rewrites the plan behind it.
 
 from __future__ import annotations
 
-import hashlib
-import re
-
+from meshd.config.settings import Limit
 from meshd.engine.backends import engine_devices
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
+from meshd.instance import instance_name
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Hardware, Vendor
 from meshd.paths import Paths
@@ -26,25 +25,18 @@ from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
 MIB = 1024**2
 GIB = 1024**3
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
-
-
-def instance_name(model: str) -> str:
-    """The unit instance for a model: its own name where systemd and sockets can bear it, else a
-    readable part of it and a hash, so that two models never meet.
-    """
-    if _NAME.fullmatch(model):
-        return model
-    readable = re.sub(r"[^a-z0-9._-]+", "-", model.lower()).strip("-._")[:24]
-    digest = hashlib.sha256(model.encode()).hexdigest()[:8]
-    return f"{readable}-{digest}" if readable else digest
-
 
 def llama_spec(
-    decision: Decision, facts: GgufFacts, build: EngineBuild, hardware: Hardware, paths: Paths
+    decision: Decision,
+    facts: GgufFacts,
+    build: EngineBuild,
+    hardware: Hardware,
+    paths: Paths,
+    limit: Limit | None = None,
 ) -> EngineSpec:
     """The engine for one served decision.
 
+    :param limit: what engines of this node may use at most.
     :raises UserError: the build lacks llama-server, or a flag that the decision needs.
     """
     server = build.binary("llama-server")
@@ -55,7 +47,7 @@ def llama_spec(
         build.help_text, build=f"llama-server {build.version or build.build}"
     )
     devices, environment = _devices(decision.layout, hardware, build)
-    cache_bytes = prompt_cache_bytes(hardware.ram.total_bytes)
+    cache_bytes = prompt_cache_bytes(hardware.ram.total_bytes, limit)
     flags = [
         Flag(Intent.MODEL, facts.files[0]),
         Flag(Intent.ALIAS, decision.model),
@@ -86,7 +78,7 @@ def llama_spec(
         environment=environment,
         reads=facts.files,
         gpu=_access(decision.layout, hardware),
-        memory_max_bytes=_memory_max_bytes(decision, cache_bytes),
+        memory_max_bytes=_memory_max_bytes(decision, cache_bytes, limit),
         load_bytes=facts.file_bytes,
     )
 
@@ -137,7 +129,8 @@ def _access(layout: Layout, hardware: Hardware) -> GpuAccess:
     return GpuAccess.NVIDIA if vendors == {Vendor.NVIDIA} else GpuAccess.DRI
 
 
-def _memory_max_bytes(decision: Decision, cache_bytes: int) -> int:
+def _memory_max_bytes(decision: Decision, cache_bytes: int, limit: Limit | None) -> int:
     """What the engine may take of system memory before it is stopped rather than the node."""
     planned = sum(use.total_bytes for use in decision.memory if use.device == RAM)
-    return planned * 5 // 4 + cache_bytes + GIB
+    most = planned * 5 // 4 + cache_bytes + GIB
+    return most if limit is None or limit.ram_bytes is None else min(most, limit.ram_bytes)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshd.config.settings import NodeSettings, Reserve, Role
+from meshd.config.settings import Limit, NodeSettings, Reserve, Role
 from meshd.planner import fit
 from meshd.planner.layout import RAM
 from meshd.planner.needs import needs
-from meshd.planner.place import offer, plan, prompt_cache_bytes
+from meshd.planner.place import budgets_of, offer, plan, prompt_cache_bytes
 from meshd.planner.plan import Code, Decision, Strategy
 from meshd.planner.view import Running
 from tests.unit.worlds import GIB, MIB, config, facts, gpu, node, view, wants
@@ -316,3 +316,43 @@ def test_what_runs_is_offered_as_it_runs() -> None:
     decision = plan(view(one), config(model)).decisions[0]
     again = replace(one, running=(Running(decision, "a:1", resident=True),))
     assert offer(again, config(model), model).context == decision.context
+
+
+def limited(vram_gib: float | None = None, ram_gib: float | None = None) -> NodeSettings:
+    vram, ram = (None if gib is None else int(gib * GIB) for gib in (vram_gib, ram_gib))
+    return NodeSettings(limit=Limit(vram, ram))
+
+
+def test_a_limit_bounds_what_is_planned_with_however_much_is_free() -> None:
+    cards = gpu("GPU-1", 20), gpu("GPU-2", 1)
+    budgets = budgets_of(node(*cards), config(node=limited(4, 8)))
+    assert budgets.free("GPU-1") == 4 * GIB
+    assert budgets.free("GPU-2") == 1 * GIB - Reserve().vram_bytes
+    assert budgets.free(RAM) == 8 * GIB
+
+
+def test_what_our_engines_hold_counts_towards_the_limit() -> None:
+    settings = config(wants("m"), node=limited(ram_gib=8))
+    decision = only(plan(view(node(models={"m": facts()})), settings))
+    assert decision.strategy is Strategy.SOLO_CPU
+    assert decision.memory_bytes <= 8 * GIB
+    # Loaded, it is part of the same 8 GiB, and nothing moves.
+    there = node(models={"m": facts()}, running=running(decision, resident=True))
+    assert budgets_of(there, settings).free(RAM) == 8 * GIB
+    other = offer(there, replace(settings, models=(wants("n"), wants("m"))), wants("n"))
+    assert not other.served
+
+
+def test_a_limit_that_was_lowered_replans_what_runs_beyond_it() -> None:
+    first = only(plan(view(node(models={"m": facts()})), config(wants("m"))))
+    there = node(models={"m": facts()}, running=running(first, resident=True))
+    assert first.memory_bytes > 6 * GIB
+    for lowered, kept in ((6, False), (31, True)):
+        (again,) = plan(view(there), config(wants("m"), node=limited(ram_gib=lowered))).decisions
+        assert (Code.KEPT in {reason.code for reason in again.reasons}) is kept
+        assert again.memory_bytes <= lowered * GIB
+
+
+def test_old_prompts_take_no_more_than_their_share_of_the_limit() -> None:
+    assert prompt_cache_bytes(32 * GIB, Limit(ram_bytes=2 * GIB)) == 2 * GIB // 20
+    assert prompt_cache_bytes(32 * GIB, Limit(ram_bytes=64 * GIB)) == prompt_cache_bytes(32 * GIB)

@@ -5,7 +5,7 @@ import pytest
 from meshd.config.findings import ConfigError, Finding, Severity, SourceFile
 from meshd.config.layers import Loaded, parse_layers
 from meshd.config.merge import merge
-from meshd.config.settings import MIB, Config, Quality, Replicas, Role
+from meshd.config.settings import MIB, Config, Limit, Quality, Replicas, Role, Split
 
 GPU = "GPU-5a3c1b9e-0f2d-4c86-9d1e-7b6a54f3c2d1"
 
@@ -52,10 +52,11 @@ def test_sections_merge_and_the_last_word_counts():
 def test_every_key_reaches_the_config():
     loaded = load(
         f"""
-        mesh: {{name: lab}}
+        mesh: {{name: lab, split_ports: 19340}}
         node:
           role: standby
           reserve: {{vram: 1.5GiB, ram: 0B}}
+          limit: {{vram: 2GiB, ram: auto}}
           gpus: [{GPU}, pci-0000:03:00.0]
           model_dirs: [/srv/models]
         models:
@@ -66,6 +67,7 @@ def test_every_key_reaches_the_config():
             replicas: {{min: 2, max: 3}}
             quality: high
             aliases: [gpt-4o, Org/Model]
+            split: never
         gateway: {{listen: ["[::1]:1000", "localhost:1001"], max_body: 1MiB}}
         console: {{enabled: false, listen: 127.0.0.2:1000}}
         discovery: {{lan: true, nostr: true}}
@@ -73,7 +75,9 @@ def test_every_key_reaches_the_config():
     )
     config = loaded.config
     assert config.mesh.name == "lab"
+    assert config.mesh.split_ports == 19340
     assert config.node.reserve.vram_bytes == 1536 * MIB
+    assert config.node.limit == Limit(vram_bytes=2048 * MIB)
     assert config.node.gpus == (GPU, "pci-0000:03:00.0")
     assert config.node.model_dirs == ("/srv/models",)
     (model,) = config.models
@@ -81,6 +85,7 @@ def test_every_key_reaches_the_config():
     assert model.replicas == Replicas(2, 3)
     assert model.quality is Quality.HIGH
     assert model.aliases == ("gpt-4o", "Org/Model")
+    assert model.split is Split.NEVER
     assert config.gateway.listen == ("[::1]:1000", "localhost:1001")
     assert config.gateway.max_body_bytes == MIB
     assert (config.console.enabled, config.console.listen) == (False, "127.0.0.2:1000")
@@ -274,6 +279,11 @@ def test_weak_guesses_are_not_made():
         ("gateway: {otlp: 'http://[::1'}", "gateway.otlp: http://[::1 is no URL"),
         ("gateway: {otlp: 'http://collector:99999'}", "is no URL"),
         ("node: {reserve: {ram: 999999TB}}", "at most 16TiB"),
+        ("node: {limit: {ram: 1MiB}}", "node.limit.ram must be from 64MiB to 16TiB"),
+        ("node: {limit: {vram: 17TiB}}", "node.limit.vram must be from 64MiB to 16TiB"),
+        ("mesh: {listen: '[::]:9340'}", "ports 9340 to 9435 are for split models"),
+        ("console: {listen: '127.0.0.1:9435'}", "the console cannot listen on 127.0.0.1:9435"),
+        ("mesh: {split_ports: 9338}", "the mesh cannot listen on [::]:9338: ports 9338 to 9433"),
         ("demand: {half_life: 1s}", "from 1min to 7d"),
         ("demand: {dwell: 3d}", "from 0s to 1d"),
         ("mesh: {listen: '127.0.0.1:9337'}", "the mesh cannot listen on"),
@@ -295,6 +305,8 @@ def test_meaning_errors(text, message):
         "console: {listen: '[::1]:9337'}",
         "gateway: {listen: ['127.0.0.1:1', '127.0.0.1:2', '[::1]:1']}",
         "node: {gpus: []}",
+        "node: {limit: {vram: auto, ram: 64MiB}}",
+        "console: {listen: '127.0.0.1:9436'}",
         "models: [{name: a, source: x, replicas: {min: 3}}]",
         "models: [{name: a, source: x, replicas: {min: 0, max: auto}, nodes: [box1]}]",
         "mesh: {name: lab, peers: [box1, '10.0.0.2:9338', '[fd00::1]'], preset: wan, core: never}",

@@ -52,6 +52,15 @@ def test_contradictions_are_settled_by_the_smallest_id_and_told() -> None:
     assert asked.notes == ("context: 8192 on a, 4096 on b; a's is used",)
 
 
+def test_whether_a_model_may_be_split_is_settled_likewise() -> None:
+    view = mesh(
+        node("a", wishes=[wish("m", split="never")]), node("b", wishes=[wish("m", split="auto")])
+    )
+    (asked,) = wanted(view)
+    assert asked.split == "never"
+    assert asked.notes == ("split: 'never' on a, 'auto' on b; a's is used",)
+
+
 def test_a_limit_below_the_minimum_is_raised_and_told() -> None:
     view = mesh(
         node("a", wishes=[wish("m", least=3, most=3)]),
