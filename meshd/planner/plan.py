@@ -97,6 +97,18 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """How a pipeline's host reaches one member; it stays the same for a whole term.
+
+    :ivar address: of the member, without a port. :ivar local_port: of the host's end, on loopback.
+    """
+
+    node: str
+    address: str
+    local_port: int
+
+
+@dataclass(frozen=True, slots=True)
 class Considered:
     """Another way to serve a model, and why it was not taken.
 
@@ -121,7 +133,7 @@ class Decision:
         this node's GPUs. The output layer is with the last of this node's own: the last of its GPUs
         in `layout`, else its RAM. `layout` and `memory` tell of this node alone.
     :ivar term: of a pipeline: counts up with every new arrangement of the model on this host.
-    :ivar local_ports: of a pipeline: on loopback, one a member in the order of `members`.
+    :ivar links: of a pipeline: one a member in the order of `members`.
     :ivar tokens_s: predicted decode speed of one request, 0 when unknown.
     :ivar considered: what else there was, best first; bounded.
     """
@@ -139,7 +151,7 @@ class Decision:
     asked: tuple[str, str, str] = ("", "auto", "auto")
     parts: tuple[Part, ...] = ()
     term: int = 0
-    local_ports: tuple[int, ...] = ()
+    links: tuple[Link, ...] = ()
     tokens_s: float = 0.0
     considered: tuple[Considered, ...] = ()
 
