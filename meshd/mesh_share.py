@@ -7,7 +7,7 @@ this node's assignments go one step towards it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -18,14 +18,28 @@ from meshd.mesh.record import Assignment, HeldModel, NodeRecord, Offer, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.own_record import Moving, Self, offer_record, own_record
 from meshd.planner.claims import Claims, Own, next_claims
+from meshd.planner.hosting import Hosting, intents
+from meshd.planner.lending import leases
+from meshd.planner.lent import Lent
 from meshd.planner.mesh_plan import MeshPlan
 from meshd.planner.place import budgets_of, offer
-from meshd.planner.plan import Decision
+from meshd.planner.plan import Decision, Strategy
 from meshd.planner.replicas import place_replicas
 from meshd.planner.view import NodeView
 from meshd.planner.wishes import Wanted, wanted
+from meshd.split_share import (
+    Splits,
+    hostings,
+    lending,
+    that_go_on,
+    with_lent,
+    with_pipelines,
+    without_lost,
+)
 
 OFFERS_MAX = 64
+# While an engine may still run of it, a split's members are asked to go on.
+_ENGAGES = (Stage.LOADING, Stage.READY, Stage.DRAINING)
 # As the configuration's schema has them.
 _CONTEXT_LEAST, _CONTEXT_MOST = 64, 16_777_216
 _SLOTS_MOST = 256
@@ -45,6 +59,7 @@ class Around:
     :ivar early: others may be there that this node has not heard of yet, so it starts nothing.
     :ivar load_times: of this node's loads so far.
     :ivar cut: this node is drained, and its answers have no more time.
+    :ivar splits: what this node lends, and how its splits are.
     """
 
     self: Self
@@ -60,6 +75,7 @@ class Around:
     early: bool = False
     load_times: LoadTimes = field(default_factory=LoadTimes)
     cut: bool = False
+    splits: Splits = field(default_factory=Splits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,9 @@ class Share:
     :ivar kept: models that nobody is known to name, whose engines go on for now: nobody was heard
         of yet, or somebody still reads an answer.
     :ivar early: others may be there that this node has not heard of yet.
+    :ivar pipelines: decisions of the splits that this node hosts, by model; ``hostings`` how far
+        they are.
+    :ivar lent: what it lends to others' splits.
     """
 
     config: Config
@@ -82,6 +101,9 @@ class Share:
     kept: frozenset[str] = frozenset()
     early: bool = False
     others: tuple[ModelSettings, ...] = ()
+    pipelines: Mapping[str, Decision] = field(default_factory=dict)
+    hostings: Mapping[str, Hosting] = field(default_factory=dict)
+    lent: tuple[Lent, ...] = ()
 
 
 def share(
@@ -98,15 +120,45 @@ def share(
     else:
         local = config
     settings = settings_of(config, wanted(around.view))
-    decisions = _offers(node, local, settings)
+    splits = around.splits
+    node = with_lent(node, splits.lent, around.view)
+    lends = lending(
+        node,
+        config,
+        build,
+        around.view,
+        [one.assignment for one in around.own],
+        splits.lent,
+        early=around.early,
+        draining=around.moving.draining,
+    )
+    node = that_go_on(with_lent(node, lends.lent, around.view), around.view, splits)
+    decisions = with_pipelines(
+        _offers(node, local, settings),
+        node,
+        local,
+        settings,
+        build,
+        around.view,
+        splits,
+        around.terms,
+    )
     offers = tuple(
         offer_record(decision, node.candidate(decision.model), node, limit=config.node.limit)
         for decision in decisions
     )
     budgets = budgets_of(node, config)
+    fingerprints = {offer.model: offer.fingerprint for offer in offers}
+    answers = leases(lends, splits.seeds, splits.guards)
+    pipelines = {one.model: one for one in decisions if one.strategy is Strategy.PIPELINE}
 
     def record(assignments: tuple[Assignment, ...]) -> NodeRecord:
-        return own_record(
+        hosts = tuple(
+            pipelines[one.model]
+            for one in assignments
+            if one.model in pipelines and one.stage in _ENGAGES
+        )
+        own = own_record(
             around.self,
             config,
             node,
@@ -118,10 +170,11 @@ def share(
             budgets,
             around.before,
         )
+        return replace(own, intents=intents(hosts, fingerprints), leases=answers)
 
     # Whose file is another one now is started anew with it in this pass, so that is what it has.
     now = tuple(
-        _as_offered(one.assignment, offers)
+        _as_offered(one.assignment, offers, pipelines)
         if one.assignment.stage in (Stage.LOADING, Stage.READY)
         else one.assignment
         for one in around.own
@@ -130,7 +183,8 @@ def share(
     plan = place_replicas(view, around.demand)
     claims = _claims(plan, config, around)
     claimed = tuple(
-        _with_load_time(_as_offered(one, offers), node, around) for one in claims.assignments
+        _with_load_time(_as_offered(one, offers, pipelines), node, around)
+        for one in without_lost(claims.assignments, offers)
     )
     fresh = record(claimed)
     runs = [one.model for one in claimed if _runs(one, plan, around)]
@@ -138,7 +192,20 @@ def share(
     kept = frozenset(runs) - settings.keys()
     others = tuple(settings[one.model] for one in decisions if one.served and one.model not in runs)
     seen = with_own(view, fresh)
-    return Share(local, fresh, seen, plan, claims.again_s, kept, around.early, others)
+    hosted = {one: pipelines[one] for one in runs if one in pipelines}
+    return Share(
+        config=local,
+        record=fresh,
+        view=seen,
+        plan=plan,
+        again_s=_sooner(claims.again_s, splits.troubles.held.values()),
+        kept=kept,
+        early=around.early,
+        others=others,
+        pipelines=hosted,
+        hostings=hostings(hosted.values(), seen, splits),
+        lent=lends.lent,
+    )
 
 
 def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSettings]:
@@ -216,17 +283,24 @@ def _left_to_do(assignments: tuple[Assignment, ...], around: Around) -> tuple[As
     return tuple(replace(one, stage=Stage.DRAINING, progress=0.0, detail=text) for one in left)
 
 
-def _as_offered(assignment: Assignment, offers: tuple[Offer, ...]) -> Assignment:
+def _as_offered(
+    assignment: Assignment, offers: tuple[Offer, ...], pipelines: Mapping[str, Decision]
+) -> Assignment:
     """With the shape that it has or will have here, rather than what the mesh asked for."""
     found = next((one for one in offers if one.model == assignment.model), None)
     if found is None or not found.memory:
         return assignment
-    memory = assignment.memory if assignment.stage is Stage.CLAIMED else found.memory
+    claimed = assignment.stage is Stage.CLAIMED
+    memory = assignment.memory if claimed else found.memory
+    # An arrangement begins with the engine: until then its term is used by none.
+    pipeline = None if claimed else pipelines.get(assignment.model)
     return replace(
         assignment,
         context=found.context,
         slots=found.slots,
         memory=memory or found.memory,
+        parts=found.parts,
+        term=max(assignment.term, pipeline.term) if pipeline else assignment.term,
         fingerprint=found.fingerprint or assignment.fingerprint,
     )
 
@@ -240,6 +314,10 @@ def _with_load_time(assignment: Assignment, node: NodeView, around: Around) -> A
         return assignment
     expected_s = around.load_times.predicted_s(content_of(candidate), candidate.facts.file_bytes)
     return replace(assignment, load_s=round(expected_s, 1))
+
+
+def _sooner(again_s: float | None, others: Iterable[float]) -> float | None:
+    return min((one for one in (again_s, *others) if one is not None), default=None)
 
 
 def _runs(assignment: Assignment, plan: MeshPlan, around: Around) -> bool:

@@ -115,7 +115,6 @@ def offer_record(
     candidate: Candidate | None,
     node: NodeView,
     *,
-    tokens_s: float = 0.0,
     limit: Limit | None = None,
 ) -> Offer:
     """What the local planner would do with a model, as the others need it."""
@@ -128,11 +127,12 @@ def offer_record(
         context=decision.context,
         slots=decision.slots,
         memory=memory_uses(decision, node, limit),
-        tokens_s=tokens_s,
+        tokens_s=decision.tokens_s,
         capabilities=capabilities(facts) if facts else (),
         created_s=candidate.modified_s if candidate else 0,
         code="" if decision.served or not reasons else str(reasons[-1].code),
         problem="" if decision.served or not reasons else reasons[-1].text[:200],
+        parts=decision.parts,
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from meshd.config.split_ports import ways as way_ports
 from meshd.guard.status import GuardStatus
 from meshd.instance import instance_name
 from meshd.mesh.record import Intent, Lease, LeaseStage
 from meshd.mesh.view import MeshView
-from meshd.planner.lending import PORTS
 from meshd.planner.lent import Way
 from meshd.planner.plan import Decision, Link, Strategy
 
@@ -126,8 +126,7 @@ def arranged(
     :raises ValueError: no port is free, or a member has no address.
     """
     taken = {link.local_port for one in others for link in one.links}
-    first = first_port + 2 * PORTS
-    free = (port for port in range(first, first + PORTS) if port not in taken)
+    free = (port for port in way_ports(first_port) if port not in taken)
     links = []
     for node in decision.members:
         port = next(free, None)

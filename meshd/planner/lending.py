@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from meshd.config.split_ports import doors, servers
 from meshd.engine.build import EngineBuild
 from meshd.guard.status import GuardStatus
 from meshd.instance import lent_name
@@ -19,10 +20,6 @@ from meshd.planner.layout import Budgets
 from meshd.planner.lent import Lent
 from meshd.planner.same_engine import engines_differ
 from meshd.seeding.wish import SeedStage, SeedState
-
-PORTS = 32
-"""A node lends to at most so many splits at a time: doors, rpc-servers and local ends each have so
-many ports of ``mesh.split_ports``, in this order."""
 
 _SEEDED = (SeedStage.READY, SeedStage.UNSEEDED)
 
@@ -77,10 +74,10 @@ def lend(view: MeshView, before: Sequence[Lent], terms: Terms) -> Lending:
         old = standing.get(key)
         parts = tuple(part for part in intent.parts if part.node == view.me)
         why = _obstacle(view, host, parts, budgets, terms)
-        port = old.door_port if old else _free_port(terms.first_port, standing.values(), lent)
-        if not why and port is None:
-            why = f"it lends to {PORTS} splits already"
-        if why or port is None:
+        slot = _slot(terms.first_port, old, (*standing.values(), *lent))
+        if not why and slot is None:
+            why = "it lends to as many splits as it has ports for"
+        if why or slot is None:
             refused.append(
                 Lease(intent.model, host, intent.term, LeaseStage.REFUSED, detail=why[:200])
             )
@@ -95,8 +92,8 @@ def lend(view: MeshView, before: Sequence[Lent], terms: Terms) -> Lending:
                 term=intent.term,
                 parts=parts,
                 first_layer=_first_layer(intent, view.me),
-                door_port=port,
-                rpc_port=port + PORTS,
+                door_port=doors(terms.first_port)[slot],
+                rpc_port=servers(terms.first_port)[slot],
             )
         )
     return Lending(tuple(sorted(lent, key=lambda one: one.name)), tuple(refused))
@@ -168,9 +165,13 @@ def _less(budgets: Budgets, parts: tuple[Part, ...]) -> Budgets:
     return budgets
 
 
-def _free_port(first: int, standing: Iterable[Lent], lent: list[Lent]) -> int | None:
-    taken = {one.door_port for one in (*standing, *lent)}
-    return next((port for port in range(first, first + PORTS) if port not in taken), None)
+def _slot(first: int, old: Lent | None, others: Iterable[Lent]) -> int | None:
+    """Which of the ports: those of the term before, else the first that are free."""
+    ports = doors(first)
+    if old is not None and old.door_port in ports:
+        return ports.index(old.door_port)
+    taken = {one.door_port for one in others}
+    return next((slot for slot, port in enumerate(ports) if port not in taken), None)
 
 
 def _first_layer(intent: Intent, me: str) -> int:

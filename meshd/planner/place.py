@@ -6,7 +6,9 @@ that moved a little never restarts an engine. Everything else is decided in the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from meshd.config.settings import Config, Limit, ModelSettings, Role
 from meshd.models.facts import GgufFacts
@@ -24,19 +26,30 @@ _PROMPT_CACHE_SHARE = 20
 _PROMPT_CACHE_MOST_BYTES = 8 * GIB
 
 
-def plan(view: ClusterView, config: Config, others: tuple[ModelSettings, ...] = ()) -> Plan:
+def plan(
+    view: ClusterView,
+    config: Config,
+    others: tuple[ModelSettings, ...] = (),
+    pipelines: Mapping[str, Decision] = MappingProxyType({}),
+) -> Plan:
     """Decide for every model of the config; the same view and config give the same plan.
 
     :param others: models that this node may have to take over, which long contexts leave room for.
+    :param pipelines: what was decided already, with other nodes.
     """
     node = next(node for node in view.nodes if node.id == view.me)
     budgets = budgets_of(node, config)
+    for lent in node.lent:
+        for part in lent.parts:
+            budgets = budgets.less(part.device, part.size_bytes)
     cache_bytes = _cache_bytes(node, config)
     kept = {
         model.name: running.decision
         for model in config.models
         if (running := _keepable(node, config, model)) is not None
     }
+    names = {model.name for model in config.models}
+    kept.update((name, one) for name, one in pipelines.items() if name in names)
     for decision in kept.values():
         budgets = _after(decision, cache_bytes, budgets)
     fresh = {}
@@ -103,6 +116,10 @@ def budgets_of(node: NodeView, config: Config) -> Budgets:
             for use in running.decision.memory:
                 device = RAM if use.device in unified else use.device
                 held[device] = held.get(device, 0) + _taken(use)
+    for lent in node.lent:
+        if lent.name in node.lent_resident:
+            for part in lent.parts:
+                ours[part.device] = ours.get(part.device, 0) + part.size_bytes
     reserve, limit = config.node.reserve, config.node.limit
     devices = {
         # With what is being loaded it cannot be more than the card has: else a model that is

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Gpu, Hardware
+from meshd.planner.lent import Lent
 from meshd.planner.plan import Decision
 
 
@@ -47,6 +48,8 @@ class NodeView:
 
     :ivar gpus: those that it may and can use: pinned, present, and with a backend.
     :ivar name: for people.
+    :ivar lent: what it lends to others' splits; of those in `lent_resident` (instances) the memory
+        is taken already.
     """
 
     id: str
@@ -57,6 +60,8 @@ class NodeView:
     candidates: tuple[Candidate, ...] = ()
     running: tuple[Running, ...] = field(default=())
     name: str = ""
+    lent: tuple[Lent, ...] = ()
+    lent_resident: frozenset[str] = frozenset()
 
     def candidate(self, model: str) -> Candidate | None:
         return next((c for c in self.candidates if c.model == model), None)

@@ -1,0 +1,216 @@
+"""A node's part in splits, as far as one pass of the pipeline decides it. Pure.
+
+Between the offers and the plan for this node's devices: which arrangements are over, which new ones
+there could be, what this node lends, and how far the splits are that it hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from meshd.config.settings import Config, ModelSettings, Role
+from meshd.engine.build import EngineBuild
+from meshd.guard.status import GuardStatus
+from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage
+from meshd.mesh.view import MeshView, Status
+from meshd.planner.hosting import Hosting, arranged, hosting
+from meshd.planner.layout import Budgets
+from meshd.planner.lending import Lending, Terms, lend
+from meshd.planner.lent import Lent
+from meshd.planner.pipeline import pipeline_offer
+from meshd.planner.place import budgets_of
+from meshd.planner.plan import Code, Decision, Reason, Strategy
+from meshd.planner.same_engine import engines_differ
+from meshd.planner.view import NodeView
+from meshd.seeding.wish import SeedState
+from meshd.split_watch import Troubles
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """What a node knows of splits when a pass begins.
+
+    :ivar lent: what it lends. :ivar guards: of this node, by instance, those that answer.
+    :ivar seeds: by instance, how far the weight cache is.
+    :ivar addresses: of the other nodes, without ports.
+    """
+
+    lent: tuple[Lent, ...] = ()
+    guards: Mapping[str, GuardStatus] = field(default_factory=dict)
+    seeds: Mapping[str, SeedState] = field(default_factory=dict)
+    troubles: Troubles = field(default_factory=Troubles)
+    addresses: Mapping[str, str] = field(default_factory=dict)
+
+
+def with_lent(node: NodeView, lent: tuple[Lent, ...], view: MeshView) -> NodeView:
+    """The node with what it lends; a host that answers has filled that memory."""
+    resident = frozenset(
+        one.name
+        for one in lent
+        if (host := view.member(one.host)) is not None
+        and (assignment := host.record.assignment(one.model)) is not None
+        and assignment.stage is Stage.READY
+    )
+    return replace(node, lent=lent, lent_resident=resident)
+
+
+def lending(
+    node: NodeView,
+    config: Config,
+    build: EngineBuild | None,
+    view: MeshView,
+    own: Iterable[Assignment],
+    lent: tuple[Lent, ...],
+    *,
+    early: bool,
+    draining: bool,
+) -> Lending:
+    """What this node lends from now on. :param own: its own assignments, whose memory it keeps."""
+    budgets = budgets_of(node, config)
+    for one in own:
+        if one.stage is not Stage.FAILED:
+            budgets = _less(budgets, one.memory)
+    unwilling = ""
+    if config.node.role is Role.CLIENT:
+        unwilling = "its role is client"
+    elif draining:
+        unwilling = "it is being drained"
+    terms = Terms(build, budgets, config.mesh.split_ports, unwilling, early)
+    return lend(view, lent, terms)
+
+
+def that_go_on(node: NodeView, view: MeshView, splits: Splits) -> NodeView:
+    """The node without the pipelines whose arrangement is over: they are planned afresh."""
+    running = tuple(
+        one
+        for one in node.running
+        if one.decision.strategy is not Strategy.PIPELINE
+        or not over(one.decision, view, splits.troubles)
+    )
+    return replace(node, running=running)
+
+
+def over(decision: Decision, view: MeshView, troubles: Troubles) -> str:
+    """Why an arrangement of this node's cannot go on; empty when it can."""
+    if (decision.model, decision.term) in troubles.spoiled:
+        return "its connections were lost"
+    own = view.member(view.me)
+    for node in decision.members:
+        member = view.member(node)
+        if member is None:
+            # Nobody of the mesh was heard yet: what runs is no worse for that.
+            if len(view.members) > 1:
+                return f"{node} is gone"
+            continue
+        if member.record.draining:
+            return f"{member.record.name or node} is being drained"
+        if member.status is Status.ALIVE and own is not None:
+            differ = engines_differ(own.record, member.record)
+            if differ and own.record.engine is not None:
+                return differ
+    return ""
+
+
+def with_pipelines(
+    decisions: Iterable[Decision],
+    node: NodeView,
+    config: Config,
+    settings: Mapping[str, ModelSettings],
+    build: EngineBuild | None,
+    view: MeshView,
+    splits: Splits,
+    terms: Mapping[str, int],
+) -> tuple[Decision, ...]:
+    """Each decision, or the pipeline that is faster or that alone is possible.
+
+    :param terms: the highest that this node has used, by model.
+    """
+    hosts = [one.decision for one in node.running if one.decision.links]
+    result = []
+    for decision in decisions:
+        if decision.model not in settings or decision.strategy is Strategy.PIPELINE:
+            result.append(decision)
+            continue
+        if decision.strategy is Strategy.SOLO_GPU or _runs(node, decision.model):
+            result.append(decision)
+            continue
+        found = pipeline_offer(
+            node,
+            config,
+            settings[decision.model],
+            view,
+            view.me,
+            build=build,
+            excluded=splits.troubles.excluded,
+            solo=decision,
+        )
+        if found.strategy is Strategy.PIPELINE:
+            try:
+                found = arranged(
+                    found,
+                    hosts,
+                    splits.addresses,
+                    term=terms.get(decision.model, 0) + 1,
+                    first_port=config.mesh.split_ports,
+                )
+            except ValueError as error:
+                found = replace(decision, blockers=(Reason(Code.UNREACHED, str(error)),))
+        result.append(found)
+    return tuple(result)
+
+
+def hostings(
+    decisions: Iterable[Decision], view: MeshView, splits: Splits
+) -> Mapping[str, Hosting]:
+    """By model, how far each pipeline is that this node runs."""
+    found: dict[str, Hosting] = {}
+    for decision in decisions:
+        if decision.strategy is not Strategy.PIPELINE:
+            continue
+        one = hosting(decision, view, splits.guards)
+        held_s = splits.troubles.held.get(decision.model, 0.0)
+        if held_s and one.stands:
+            one = replace(one, stands=False, waits=f"starts again in {held_s:.0f} s")
+        found[decision.model] = one
+    return found
+
+
+def without_lost(
+    assignments: Iterable[Assignment], offers: Iterable[Offer]
+) -> tuple[Assignment, ...]:
+    """Without the splits that cannot be arranged any more: the mesh's plan decides anew, and the
+    node may get the model back when somebody can take part again.
+    """
+    by_model = {offer.model: offer for offer in offers}
+    return tuple(
+        one
+        for one in assignments
+        if not (
+            one.parts
+            and one.stage in (Stage.LOADING, Stage.READY, Stage.FAILED)
+            and (offer := by_model.get(one.model)) is not None
+            and offer.strategy == Strategy.WAIT
+        )
+    )
+
+
+def addresses_of(view: MeshView, best: Mapping[str, str]) -> dict[str, str]:
+    """Where other nodes are, without ports. :param best: ``host:port`` known to answer, by node."""
+    found = {}
+    for member in view.members:
+        record: NodeRecord = member.record
+        address = best.get(member.id) or next(iter(record.addresses), "")
+        if address:
+            found[member.id] = address.rpartition(":")[0].strip("[]")
+    return found
+
+
+def _runs(node: NodeView, model: str) -> bool:
+    return any(one.decision.model == model for one in node.running)
+
+
+def _less(budgets: Budgets, memory: tuple[MemoryUse, ...]) -> Budgets:
+    for use in memory:
+        budgets = budgets.less(use.device, use.size_bytes)
+    return budgets
