@@ -165,6 +165,11 @@ class Decision:
         return tuple(dict.fromkeys(part.node for part in self.parts if part.node != self.node))
 
     @property
+    def local_ports(self) -> tuple[int, ...]:
+        """Of a pipeline: where its engine connects to, one a member in the order of `members`."""
+        return tuple(link.local_port for link in self.links)
+
+    @property
     def memory_bytes(self) -> int:
         return sum(use.total_bytes for use in self.memory)
 
