@@ -35,6 +35,9 @@ class DeviceRecord:
         measured by a benchmark of the engine; 0 when not measured.
     :ivar flops_s: effective: operations that an engine does in a second with a prompt, 2 for a
         weight and token; 0 when not measured.
+    :ivar lent_bandwidth_bytes_s: likewise where an rpc-server computes, 0 when that is no other:
+        llama-server rearranges weights for the processor, an rpc-server takes them as they come,
+        which is a third slower. Likewise ``lent_flops_s``.
     """
 
     id: str
@@ -44,6 +47,8 @@ class DeviceRecord:
     plannable_bytes: int
     bandwidth_bytes_s: int = 0
     flops_s: int = 0
+    lent_bandwidth_bytes_s: int = 0
+    lent_flops_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
