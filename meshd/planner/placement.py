@@ -75,3 +75,27 @@ def split(
         host_experts=frozenset(range(min(n_cpu_moe, count - 1))),
         pipelined=len(devices) > 1 and wanted == count and n_cpu_moe == 0,
     )
+
+
+def pipeline(
+    facts: GgufFacts, host_layers: int, devices: Sequence[tuple[str, int]], *, output: str
+) -> Placement:
+    """A model over several nodes: blocks in RAM first, then on each device so many as it is given.
+
+    :param devices: names and blocks in ``--device`` order: the members', then the host's GPUs.
+    :param output: the last device, or `HOST`, where a tensor override keeps it; an override also
+        keeps the engine from pipelining, as blocks in RAM do (src/llama-context.cpp).
+    :raises ValueError: the blocks are not as many as the model's, or the output lies elsewhere.
+    """
+    names = tuple(name for name, _ in devices)
+    layers = (HOST,) * host_layers + tuple(name for name, count in devices for _ in range(count))
+    if len(layers) != len(facts.layers):
+        raise ValueError(f"{len(layers)} layers placed of {len(facts.layers)}")
+    if output not in (HOST, *names[-1:]):
+        raise ValueError(f"the output layer is on the host or on the last device, not on {output}")
+    return Placement(
+        devices=names,
+        layers=layers,
+        output=output,
+        pipelined=len(names) > 1 and host_layers == 0 and output != HOST,
+    )
