@@ -192,6 +192,7 @@ def _devices(node: NodeView, budgets: Budgets, limit: Limit) -> tuple[DeviceReco
             plannable_bytes=0
             if gpu.unified
             else _plannable(budgets.free(gpu.id), limit.vram_bytes),
+            unified=gpu.unified,
         )
         for gpu in node.gpus
     )

@@ -35,6 +35,7 @@ class DeviceRecord:
         measured by a benchmark of the engine; 0 when not measured.
     :ivar flops_s: effective: operations that an engine does in a second with a prompt, 2 for a
         weight and token; 0 when not measured.
+    :ivar unified: a GPU whose memory is the RAM: what lies there is planned as ``ram``.
     :ivar lent_bandwidth_bytes_s: likewise where an rpc-server computes, 0 when that is no other:
         llama-server rearranges weights for the processor, an rpc-server takes them as they come,
         which is a third slower. Likewise ``lent_flops_s``.
@@ -47,6 +48,7 @@ class DeviceRecord:
     plannable_bytes: int
     bandwidth_bytes_s: int = 0
     flops_s: int = 0
+    unified: bool = False
     lent_bandwidth_bytes_s: int = 0
     lent_flops_s: int = 0
 

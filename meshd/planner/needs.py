@@ -25,7 +25,7 @@ def needs(facts: GgufFacts, layout: Layout, *, context: int, slots: int) -> tupl
             kv_bytes=memory.kv_bytes,
             compute_bytes=memory.compute_bytes,
         )
-        for memory in estimate(facts, _placement(facts, layout), settings)
+        for memory in estimate(facts, placement_of_layout(facts, layout), settings)
     )
 
 
@@ -34,7 +34,7 @@ def micro_batch(facts: GgufFacts, context: int) -> int:
     return min(context, _PROMPT_MOST) if facts.pooling else _MICRO_BATCH
 
 
-def _placement(facts: GgufFacts, layout: Layout) -> Placement:
+def placement_of_layout(facts: GgufFacts, layout: Layout) -> Placement:
     if not layout.gpus:
         return on_host(facts)
     return split(
