@@ -5,14 +5,15 @@ Boot, reload, a trial, `meshd plan` and a change on the node all come through `p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from meshd.config.settings import Config
 from meshd.deeds import EngineNow
 from meshd.engine.backends import backend_for
 from meshd.engine.build import EngineBuild
+from meshd.engine_specs import engine_specs
 from meshd.errors import UserError
 from meshd.instance import instance_name
 from meshd.mesh.record import HeldModel
@@ -21,6 +22,7 @@ from meshd.node.inventory import Hardware
 from meshd.node.selection import select_gpus
 from meshd.paths import Paths
 from meshd.planner.claims import Engine
+from meshd.planner.lent import Lent
 from meshd.planner.place import plan
 from meshd.planner.plan import Plan
 from meshd.planner.view import Candidate, ClusterView, NodeView, Running
@@ -28,7 +30,6 @@ from meshd.status import (
     engine_of,
 )
 from meshd.units.diff import Action, changes, diff
-from meshd.units.llama import llama_spec
 from meshd.units.render import render_dropin
 from meshd.units.spec import EngineSpec, EngineState, EngineStatus
 
@@ -37,6 +38,7 @@ Answers = Callable[[str, int | None], bool]
 
 # An engine that fell so often in a row is not about to serve; in a mesh another node may try.
 _RESTARTS_MOST = 3
+_SPLIT_RESTARTS_MOST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Proposal:
     :ivar refused: specs that could not be made, one sentence a model.
     :ivar share: of the mesh's plan, None where the node is alone.
     :ivar left_alone: units that run on as they are although `specs` has none for them.
+    :ivar waiting: by model, what its split waits for before its engine starts.
+    :ivar lent: what this node lends to others' splits.
     """
 
     node: NodeView
@@ -85,6 +89,8 @@ class Proposal:
     engine: str = ""
     share: Share | None = None
     left_alone: tuple[str, ...] = ()
+    waiting: Mapping[str, str] = field(default_factory=dict)
+    lent: tuple[Lent, ...] = ()
 
 
 def propose(
@@ -107,37 +113,26 @@ def propose(
         node = replace(node, id=around.self.id)
         mine = share(config, node, observation.engine, observation.held, around)
         config = mine.config
+        node = replace(node, lent=mine.lent)
     others = mine.others if mine is not None else ()
-    planned = plan(ClusterView(node.id, (node,)), config, others)
-    specs: list[EngineSpec] = []
-    refused: dict[str, str] = {}
-    for decision in planned.decisions:
-        candidate = node.candidate(decision.model)
-        if not decision.served or candidate is None or candidate.facts is None:
-            continue
-        if decision.model in given_up:
-            continue
-        assert observation.engine is not None
-        if instance_name(decision.model) in {spec.name for spec in specs}:
-            refused[decision.model] = f"{decision.model}: another model's engine has this name"
-            continue
-        try:
-            spec = llama_spec(
-                decision,
-                candidate.facts,
-                observation.engine,
-                observation.hardware,
-                paths,
-                config.node.limit,
-            )
-        except UserError as error:
-            refused[decision.model] = f"{decision.model}: {error}"
-            continue
-        specs.append(spec)
+    pipelines = mine.pipelines if mine is not None else {}
+    planned = plan(ClusterView(node.id, (node,)), config, others, pipelines)
+    found = engine_specs(
+        planned,
+        node,
+        config,
+        observation.engine,
+        observation.hardware,
+        engines,
+        paths,
+        mine,
+        given_up,
+    )
+    specs, refused = found.specs, found.refused
     # What cannot be said to this engine build is no reason to stop what runs of another.
     # Nor is a name that nobody knows here yet, or any more, to stop what answers.
     kept = mine.kept if mine is not None else frozenset()
-    left_alone = {instance_name(model) for model in (*refused, *kept)}
+    left_alone = {*refused, *map(instance_name, kept)}
     left_alone -= {spec.name for spec in specs}
     going_on = tuple(one for one in running if one.decision.model in kept)
     touched = [engine for engine in engines if engine.name not in left_alone]
@@ -154,6 +149,8 @@ def propose(
         engine=_engine_words(observation),
         share=mine,
         left_alone=tuple(engine.unit for engine in engines if engine.name in left_alone),
+        waiting=found.waiting,
+        lent=mine.lent if mine is not None else (),
     )
 
 
@@ -183,12 +180,15 @@ def with_residency(
 ) -> tuple[Running, ...]:
     """Mark whose memory is taken: an engine that answers has loaded.
 
-    One that is not there at all is planned afresh: what fitted in another life may not fit now.
+    One that is not there at all is planned afresh: what fitted in another life may not fit now. A
+    split is there from when its members are asked, before any engine.
     """
     marked = []
     for one in running:
         engine = engine_of(engines, instance_name(one.decision.model))
-        if engine is not None and engine.state is not EngineState.STOPPED:
+        if one.decision.links and (engine is None or engine.state is EngineState.STOPPED):
+            marked.append(replace(one, resident=False, loading=False))
+        elif engine is not None and engine.state is not EngineState.STOPPED:
             resident = answers(engine.unit, engine.pid)
             loading = not resident and engine.pid is not None
             marked.append(replace(one, resident=resident, loading=loading))
@@ -214,13 +214,20 @@ def engines_now(
             about = (f"{decision.model}: ", f"mesh-llama@{instance_name(decision.model)}.service")
             lines = [line for line in (*last.refused, *errors) if line.startswith(about)]
             detail = "; ".join(lines) or "its engine is not there"
-        found[decision.model] = EngineNow(Engine.FAILED, detail)
+        waits = last.waiting.get(decision.model) if last else None
+        found[decision.model] = (
+            EngineNow(Engine.FAILED, detail)
+            if waits is None
+            else EngineNow(Engine.STARTING, waits)
+        )
     for one in running:
         engine = engine_of(engines, instance_name(one.decision.model))
         if engine is None:
             continue
+        # A split's engine ends with every connection that it loses: its guard says whose fault.
+        most = _SPLIT_RESTARTS_MOST if one.decision.links else _RESTARTS_MOST
         failed = engine.state is EngineState.FAILED or (
-            engine.state is EngineState.BACKOFF and engine.restarts >= _RESTARTS_MOST
+            engine.state is EngineState.BACKOFF and engine.restarts >= most
         )
         state = Engine.FAILED if failed else Engine.STARTING
         if one.resident:

@@ -135,6 +135,8 @@ class Decision:
     :ivar term: of a pipeline: counts up with every new arrangement of the model on this host.
     :ivar links: of a pipeline: one a member in the order of `members`.
     :ivar tokens_s: predicted decode speed of one request, 0 when unknown.
+    :ivar ubatch_s: of a pipeline: how long a full micro-batch of a prompt takes on its slowest
+        member, as predicted.
     :ivar considered: what else there was, best first; bounded.
     """
 
@@ -153,6 +155,7 @@ class Decision:
     term: int = 0
     links: tuple[Link, ...] = ()
     tokens_s: float = 0.0
+    ubatch_s: float = 0.0
     considered: tuple[Considered, ...] = ()
 
     @property
