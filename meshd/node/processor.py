@@ -72,3 +72,22 @@ def read_cpu(root: Path, *, architecture: str, allowed: Collection[int] | None =
         physical_cores=count_cores(siblings) or logical,
         logical_cores=logical,
     )
+
+
+def read_last_cache_bytes(root: Path) -> int:
+    """Size of the largest cache of the first processor, 0 where the kernel does not say."""
+    sizes = (
+        parse_cache_size(read_text(path))
+        for path in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    )
+    return max(sizes, default=0)
+
+
+def parse_cache_size(text: str | None) -> int:
+    """The kernel writes ``491520K``; see drivers/base/cacheinfo.c.
+
+    >>> parse_cache_size("491520K")
+    503316480
+    """
+    number = (text or "").removesuffix("K")
+    return int(number) * 1024 if number.isascii() and number.isdigit() else 0
