@@ -10,6 +10,7 @@ import structlog
 from meshd import pipeline
 from meshd.errors import UserError
 from meshd.pipeline import Proposal
+from meshd.planner.lent import Lent
 from meshd.planner.view import Running
 from meshd.units.spec import Applier, Desired
 from meshd.until_stopped import until_stopped
@@ -25,13 +26,15 @@ Doors = tuple[tuple[str, ...], tuple[str, ...]]
 class KeepsRunning(Protocol):
     """The port to what a next life goes by."""
 
-    def load_running(self) -> tuple[tuple[Running, ...], int]: ...
+    def load_running(self) -> tuple[tuple[Running, ...], int, tuple[Lent, ...]]: ...
 
-    def save_running(self, running: tuple[Running, ...], generation: int) -> None: ...
+    def save_running(
+        self, running: tuple[Running, ...], generation: int, lent: tuple[Lent, ...] = ()
+    ) -> None: ...
 
 
 class CarryOut:
-    """:ivar running: what ran in the life before, to begin with.
+    """:ivar running: what ran in the life before, to begin with; ``lent`` what it lent.
 
     :ivar generation: counts what was asked of the applier.
     :ivar errors: what went wrong the last time, one line each.
@@ -42,25 +45,33 @@ class CarryOut:
         self._memory = memory
         self._stop_asked = stop_asked
         self._doors: Doors | None = None
-        self.running, self.generation = memory.load_running()
+        self.running, self.generation, self.lent = memory.load_running()
+        self._kept = _arrangements(self.running), self.lent
         self.errors: tuple[str, ...] = ()
 
     async def __call__(self, proposal: Proposal, doors: Doors) -> Proposal:
         """Do it, where there is anything to do; the proposal with what runs then."""
         if not proposal.actions and doors == self._doors:
             self.errors = ()
+            # A split begins before anything of it is started.
+            if (_arrangements(proposal.running), proposal.lent) != self._kept:
+                self._save(proposal)
             return proposal
         proposal = await self._apply(proposal, doors)
         for line in self.errors:
             _log.error("apply", error=line)
         return proposal
 
+    def _save(self, proposal: Proposal) -> None:
+        self._kept = _arrangements(proposal.running), proposal.lent
+        self._memory.save_running(proposal.running, self.generation, proposal.lent)
+
     async def _apply(self, proposal: Proposal, doors: Doors) -> Proposal:
         self.generation += 1
         for action in proposal.actions:
             _log.info("unit changes", action=action.kind, unit=action.unit, reason=action.reason)
         # Remembered before it is done: after a crash half way, the diff finds the rest.
-        self._memory.save_running(proposal.running, self.generation)
+        self._save(proposal)
         desired = Desired(self.generation, proposal.specs, *doors, leave=proposal.left_alone)
         try:
             # Whoever stops us stops the hand too: its answer may never come.
@@ -79,3 +90,7 @@ class CarryOut:
         except UserError as error:
             self.errors = (*self.errors, f"cannot see what came of it: {error}")
         return proposal
+
+
+def _arrangements(running: tuple[Running, ...]) -> tuple[tuple[str, int], ...]:
+    return tuple((one.decision.model, one.decision.term) for one in running if one.decision.links)

@@ -15,6 +15,7 @@ from meshd.gateway.routes import RoutingTable, RoutingTableError
 from meshd.gateway.table_file import read_table, write_table
 from meshd.generations import Generation, GenerationStore
 from meshd.paths import Paths
+from meshd.planner.lent import Lent
 from meshd.planner.view import Running
 
 _log = structlog.get_logger(__name__)
@@ -26,6 +27,7 @@ _SIZE_LIMIT_BYTES = 4 * 1024 * 1024
 class _RunningFile:
     generation: int
     running: tuple[Running, ...]
+    lent: tuple[Lent, ...] = ()
 
 
 class Disk:
@@ -57,21 +59,23 @@ class Disk:
             # A full disk must not end a node that serves; the doctor looks at disks.
             _log.error("the good configuration could not be kept", error=str(error))
 
-    def load_running(self) -> tuple[tuple[Running, ...], int]:
+    def load_running(self) -> tuple[tuple[Running, ...], int, tuple[Lent, ...]]:
         try:
             if self._plan_file.stat().st_size > _SIZE_LIMIT_BYTES:
-                return (), 0
+                return (), 0, ()
             kept = msgspec.json.decode(self._plan_file.read_bytes(), type=_RunningFile)
         except FileNotFoundError:
-            return (), 0
+            return (), 0, ()
         except (OSError, msgspec.MsgspecError) as error:
             _log.warning("what ran before is not known, planning afresh", error=str(error))
-            return (), 0
-        return kept.running, kept.generation
+            return (), 0, ()
+        return kept.running, kept.generation, kept.lent
 
-    def save_running(self, running: tuple[Running, ...], generation: int) -> None:
+    def save_running(
+        self, running: tuple[Running, ...], generation: int, lent: tuple[Lent, ...] = ()
+    ) -> None:
         try:
-            data = msgspec.json.encode(_RunningFile(generation, running))
+            data = msgspec.json.encode(_RunningFile(generation, running, lent))
             write_atomically(self._plan_file, data)
         except OSError as error:
             # What a next life would go by; this one has it in memory.

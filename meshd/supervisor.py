@@ -32,8 +32,9 @@ from meshd.paths import Paths
 from meshd.pipeline import Observation, Proposal, Sought
 from meshd.publish import Outlets, Publisher
 from meshd.report import PlanReport
+from meshd.split_port import NoSplits, SplitPort
 from meshd.status import NodeStatus
-from meshd.units.spec import Applier, EngineState, EngineStatus
+from meshd.units.spec import Applier, EngineKind, EngineState, EngineStatus
 
 _log = structlog.get_logger(__name__)
 
@@ -67,6 +68,7 @@ class Supervisor:
     :param mesh: the other nodes.
     :param loads: how long engines take to load here.
     :param drain: whether this node is to be switched off.
+    :param splits: what this node hosts and lends of models that are larger than a machine.
     :param clock: monotonic seconds.
     """
 
@@ -84,6 +86,7 @@ class Supervisor:
         mesh: Mesh | None = None,
         loads: LoadWatch | None = None,
         drain: DrainOrder | None = None,
+        splits: SplitPort | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
@@ -97,6 +100,7 @@ class Supervisor:
         self._mesh = mesh or Alone()
         self._loads = loads or LoadWatch(clock=clock)
         self._drain = drain or DrainOrder(clock=clock)
+        self._splits = splits or NoSplits()
         self._clock = clock
         self._wake = asyncio.Event()
         self._pass_lock = asyncio.Lock()
@@ -109,6 +113,7 @@ class Supervisor:
         self._proposal: Proposal | None = None
         self._carry_out = CarryOut(applier, memory, self._stop_asked)
         self._running = self._carry_out.running
+        self._lent = self._carry_out.lent
         self._publisher = Publisher(paths, memory, notifier, self._wake.set)
 
     # -- what the outside may ask ---------------------------------------------------------------
@@ -215,6 +220,7 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await changes
             await self._health.close()
+            await self._splits.close()
             await self._mesh.close()
 
     async def _turn(self) -> None:
@@ -285,8 +291,9 @@ class Supervisor:
         doors = await self._listen(loaded.config), peers
         proposal = await self._carry_out(proposal, doors)
         self._proposal = proposal
-        self._running = proposal.running
+        self._running, self._lent = proposal.running, proposal.lent
         self._mesh.took(proposal)
+        self._splits.took(proposal, self._mesh.ways())
         self._loads.look(proposal, self._health.ready)
         self._health.watch(self._watched(proposal.engines))
         self._door_error = await self._open_doors(loaded, peers)
@@ -299,7 +306,10 @@ class Supervisor:
         now = pipeline.engines_now(running, engines, self._proposal, self._carry_out.errors)
         around = self._mesh.around(now)
         if around is not None:
-            around = replace(around, load_times=self._loads.times)
+            ways = self._mesh.ways()
+            addresses = ways.addresses if ways is not None else {}
+            splits = self._splits.now(running, self._lent, around.view, addresses)
+            around = replace(around, load_times=self._loads.times, splits=splits)
         given_up: frozenset[str] = frozenset()
         if around is None:
             models = [model.name for model in loaded.config.models]
@@ -341,6 +351,8 @@ class Supervisor:
         return {
             Watched(status.unit, status.pid, self._paths.engine_socket(status.name))
             for status in engines
+            # The others have no health of their own to ask for: a split's is its llama-server's.
+            if status.kind is EngineKind.LLAMA
             if status.pid and status.state is EngineState.RUNNING
         }
 

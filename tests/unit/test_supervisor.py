@@ -21,6 +21,7 @@ from meshd.mesh_port import Mesh
 from meshd.notify import Notifier
 from meshd.paths import under
 from meshd.pipeline import Observation, Sought, with_residency
+from meshd.planner.lent import Lent
 from meshd.planner.plan import Decision, Strategy
 from meshd.planner.view import Candidate, Running
 from meshd.supervisor import Supervisor
@@ -54,7 +55,7 @@ class World:
     root: Path
     text: str = ONE
     good: list[Generation] = field(default_factory=list)
-    kept_running: tuple[tuple[Running, ...], int] = ((), 0)
+    kept_running: tuple[tuple[Running, ...], int, tuple[Lent, ...]] = ((), 0, ())
     tables: list[RoutingTable] = field(default_factory=list)
     engines: dict[str, EngineStatus] = field(default_factory=dict)
     done: list[tuple[str, str]] = field(default_factory=list)
@@ -82,11 +83,13 @@ class World:
         if not self.good or self.good[0].files != files:
             self.good.insert(0, Generation(len(self.good) + 1, 0.0, files, summary))
 
-    def load_running(self) -> tuple[tuple[Running, ...], int]:
+    def load_running(self) -> tuple[tuple[Running, ...], int, tuple[Lent, ...]]:
         return self.kept_running
 
-    def save_running(self, running: tuple[Running, ...], generation: int) -> None:
-        self.kept_running = (running, generation)
+    def save_running(
+        self, running: tuple[Running, ...], generation: int, lent: tuple[Lent, ...] = ()
+    ) -> None:
+        self.kept_running = (running, generation, lent)
 
     def load_routes(self) -> RoutingTable | None:
         return None
@@ -250,7 +253,7 @@ async def test_a_brain_that_forgot_the_plan_still_adopts(world: World) -> None:
     async with brain(world):
         pass
     world.done.clear()
-    world.kept_running = ((), 0)
+    world.kept_running = ((), 0, ())
     async with brain(world):
         assert world.done == []
 
