@@ -21,7 +21,7 @@ from meshd.load_times import (
 )
 from meshd.pipeline import Answers, Proposal
 from meshd.status import engine_of
-from meshd.units.spec import EngineState
+from meshd.units.spec import EngineKind, EngineState
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +57,8 @@ class LoadWatch:
         before, self._seen, self._models = self._seen, {}, {}
         times = self.times
         for spec in proposal.specs:
+            if spec.kind is not EngineKind.LLAMA:
+                continue
             engine = engine_of(proposal.engines, spec.name)
             if engine is None or engine.pid is None or engine.state not in _LOADS:
                 continue

@@ -19,6 +19,7 @@ UNITS = (
     "llama-server.service",
     "mesh-llama@*.service",
     "mesh-rpc@*.service",
+    "mesh-guard@*.service",
 )
 _PROPERTIES = "Id,LoadState,ActiveState,SubState,UnitFileState,Result,NRestarts"
 

@@ -2,7 +2,7 @@
 
 The brain is not trusted here: it talks to the network, this side commands systemd as root. An
 engine may only be one of the engine's programs, with known flags, reading files that the
-configuration (root's own) allows.
+configuration (root's own) allows. A guard is meshd itself, with the ports that are for splits.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from meshd.paths import Paths
-from meshd.units import flags
+from meshd.units import allow_split, flags
+from meshd.units.allow_split import SplitRules
 from meshd.units.flags import Value
-from meshd.units.spec import EngineKind, EngineSpec
+from meshd.units.spec import ATTEMPTS_MOST, EngineKind, EngineSpec
 
 MAX_ENGINES = 64
 _MAX_WORDS = 512
@@ -27,7 +28,8 @@ _MAX_ENVIRONMENT = 32
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,19}(\.[0-9]{1,19})?([eE][+-]?[0-9]{1,3})?|all|auto|max")
 _WORD = re.compile(r"[A-Za-z0-9_.,:;=+*/\\()\[\]{}|?^$<>-]{1,4096}")
-_LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+# Where rpc-server looks for tensors that it need not be sent.
+_CACHE = "LLAMA_CACHE"
 _PROGRAMS = {
     EngineKind.LLAMA: frozenset(["llama-server"]),
     EngineKind.RPC: frozenset(["ggml-rpc-server", "rpc-server"]),
@@ -58,6 +60,7 @@ class Policy:
     :ivar model_dirs: folders without symbolic links; all below may be read.
     :ivar sources: patterns of single files without symbolic links.
     :ivar listen: addresses on which the gateway may listen; ``peers`` for other nodes.
+    :ivar split_ports: the first of each run of ports that split models may use.
     """
 
     paths: Paths
@@ -66,6 +69,12 @@ class Policy:
     sources: tuple[str, ...] = ()
     listen: frozenset[str] = frozenset()
     peers: frozenset[str] = frozenset()
+    split_ports: frozenset[int] = frozenset()
+
+    @property
+    def split_rules(self) -> SplitRules:
+        hosts = frozenset(address.rpartition(":")[0] for address in self.peers)
+        return SplitRules(self.paths, self.split_ports, hosts)
 
 
 def named(spec: EngineSpec) -> frozenset[str]:
@@ -111,11 +120,17 @@ def _sizes(spec: EngineSpec) -> Iterator[str]:
         yield "a value with control characters"
     if spec.memory_max_bytes is not None and spec.memory_max_bytes <= 0:
         yield f"{spec.memory_max_bytes} bytes of memory are no limit"
+    if not 0 <= spec.attempt <= ATTEMPTS_MOST:
+        yield f"attempt {spec.attempt} is none that is counted"
 
 
 def _program(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> Iterator[str]:
     if not spec.argv:
         yield "no program"
+        return
+    if spec.kind is EngineKind.GUARD:
+        if allow_split.guard_flags(spec) is None:
+            yield f"{' '.join(spec.argv[:4])[:200]!r} is not how a guard is started"
         return
     program = spec.argv[0]
     found = seen.get(program, Seen(program))
@@ -140,8 +155,11 @@ def _winding(path: str) -> bool:
 
 
 def _arguments(spec: EngineSpec, policy: Policy) -> Iterator[str]:
-    known = _FLAGS[spec.kind]
-    words = list(spec.argv[1:])
+    known, words = _FLAGS.get(spec.kind), list(spec.argv[1:])
+    if known is None:
+        known, words = allow_split.guard_flags(spec), list(spec.argv[4:])
+    if known is None:
+        return
     given: set[Value] = set()
     while words:
         flag = words.pop(0)
@@ -162,7 +180,9 @@ def _arguments(spec: EngineSpec, policy: Policy) -> Iterator[str]:
         value = words.pop(0)
         if not _fits(kind, value, spec, policy):
             yield f"{flag} {value[:200]!r}: not {kind.value} that is allowed"
-    if Value.HOST not in given:
+    if spec.kind is EngineKind.GUARD:
+        yield from allow_split.guard_refusals(spec, given)
+    elif Value.HOST not in given:
         # The engines' own defaults are not meshd's to rely on.
         yield "--host is missing"
 
@@ -179,8 +199,8 @@ def _fits(kind: Value, value: str, spec: EngineSpec, policy: Policy) -> bool:
         return False
     if kind is Value.FILE:
         return value in spec.reads
-    if kind is Value.ENDPOINTS:
-        return all(_LOOPBACK.fullmatch(endpoint) for endpoint in value.split(","))
+    if kind in allow_split.KINDS:
+        return allow_split.fits(kind, value, spec.name, policy.split_rules)
     return kind is Value.TEXT or _WORD.fullmatch(value) is not None
 
 
@@ -217,7 +237,10 @@ def _environment(spec: EngineSpec, policy: Policy, seen: Mapping[str, Seen]) -> 
     for name, value in spec.environment:
         if name in flags.ENVIRONMENT_FOLDERS:
             continue
-        if name not in flags.ENVIRONMENT:
+        if name == _CACHE and spec.kind is EngineKind.RPC:
+            if value != str(policy.paths.rpc_cache):
+                yield f"{name}={value[:200]!r}: not the folder of tensors"
+        elif name not in flags.ENVIRONMENT:
             yield f"{name[:80]!r} is not a variable that the hand knows"
         elif not _WORD.fullmatch(value):
             yield f"{name}={value[:200]!r} is not allowed"

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from meshd.units.engine_log import EngineLog, telling_line
-from meshd.units.spec import EngineSpec, EngineState, EngineStatus
+from meshd.units.spec import EngineKind, EngineSpec, EngineState, EngineStatus
 
 _OURS = ("LLAMA_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_", "MESHD_")
 
@@ -55,6 +56,13 @@ def engine_environment(
     return {**kept, **own, **dict(spec.environment)}
 
 
+def command(spec: EngineSpec) -> tuple[str, ...]:
+    """What is started: a guard is this same meshd, wherever it is installed."""
+    if spec.kind is EngineKind.GUARD:
+        return (sys.executable, "-m", "meshd.cli.main", *spec.argv[1:])
+    return spec.argv
+
+
 def ended(code: int, lines: tuple[str, ...]) -> str:
     """How a process ended, for people. :param code: as asyncio gives it, negative for a signal.
 
@@ -75,7 +83,7 @@ def ended(code: int, lines: tuple[str, ...]) -> str:
 class Child:
     """One engine. All its signals are sent by its own task, to the process that it started.
 
-    :param socket: the path it listens on; a file left there by a dead one is removed.
+    :param socket: the path it listens on, if any; a file left there by a dead one is removed.
     :param home: a folder for its caches, made when it is not there.
     :param changed: called after each change of `status`.
     """
@@ -85,7 +93,7 @@ class Child:
         spec: EngineSpec,
         text: str,
         *,
-        socket: Path,
+        socket: Path | None,
         home: Path,
         log: EngineLog,
         timing: Timing,
@@ -152,8 +160,9 @@ class Child:
         finally:
             self._attempted.set()
             self._remove_socket()
-            with contextlib.suppress(OSError):
-                self._socket.parent.rmdir()
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.parent.rmdir()
             self._become(EngineState.STOPPED)
 
     async def _live(self) -> str:
@@ -161,11 +170,12 @@ class Child:
         self._log.forget()
         try:
             self._home.mkdir(parents=True, exist_ok=True)
-            self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._socket is not None:
+                self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._remove_socket()
             process = await asyncio.create_subprocess_exec(
                 # The kernel ends it when we die, whatever kills us.
-                *("setpriv", "--pdeathsig", "KILL", "--", *self.spec.argv),
+                *("setpriv", "--pdeathsig", "KILL", "--", *command(self.spec)),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
@@ -207,8 +217,9 @@ class Child:
 
     def _remove_socket(self) -> None:
         # llama-server refuses a path that exists.
-        with contextlib.suppress(OSError):
-            self._socket.unlink()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.unlink()
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -23,19 +23,20 @@ from meshd.units.port import (
     Unavailable,
     UnitState,
 )
+from meshd.units.spec import EngineKind
 
-UNIT_PATTERNS = ("mesh-llama@*.service", "mesh-rpc@*.service")
+UNIT_PATTERNS = tuple(f"mesh-{kind}@*.service" for kind in EngineKind)
 
 _SYSTEMD = "org.freedesktop.systemd1"
 _MANAGER = "org.freedesktop.systemd1.Manager"
 _SERVICE = "org.freedesktop.systemd1.Service"
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _PATH = "/org/freedesktop/systemd1"
-_OURS = re.compile(r"mesh-(llama|rpc)@[a-z0-9][a-z0-9._-]{0,62}\.service")
+_OURS = re.compile(rf"mesh-({'|'.join(EngineKind)})@[a-z0-9][a-z0-9._-]{{0,62}}\.service")
 # Jobs may be asked for these too; nobody watches them.
 _DOORS = frozenset({gateway_socket.UNIT, gateway_socket.PEERS, gateway_socket.SERVICE})
 # Object paths escape all but letters and digits: "mesh-llama@" is mesh_2dllama_40.
-_OUR_OBJECTS = tuple(f"{_PATH}/unit/mesh_2d{kind}_40" for kind in ("llama", "rpc"))
+_OUR_OBJECTS = tuple(f"{_PATH}/unit/mesh_2d{kind}_40" for kind in EngineKind)
 
 _CALL_S = 10.0
 _RELOAD_S = 60.0

@@ -19,8 +19,24 @@ class Value(StrEnum):
     WORD = "a word"
     TEXT = "a text"
     FILE = "a file to read"
+    OVERRIDE = "a placement of tensors"
     HOST = "an address to listen on"
-    ENDPOINTS = "rpc-servers on this node"
+    ENDPOINTS = "ends of ways to members on this node"
+    SERVER_PORT = "a port for an rpc-server"
+    FRONT = "an rpc-server on this node"
+    DOOR = "an address for a door"
+    WAY = "a way to a member"
+    NODE = "a node's id"
+    TRIPLE = "a version of three numbers"
+    TLS = "the folder of this node's certificate"
+    STATUS = "this guard's own socket"
+
+
+OUTPUT_ON_CPU = "^(output|token_embd)=CPU"
+"""The output layer and its norm; where it is the embedding over again, that has the only name."""
+
+OVERRIDES = frozenset((OUTPUT_ON_CPU,))
+"""All tensor overrides that meshd renders."""
 
 
 def _table(groups: dict[Value, str]) -> dict[str, Value]:
@@ -79,16 +95,18 @@ LLAMA = _table(
             --cache-type-v-draft -ctvd --chat-template --cpu-mask -C --cpu-mask-batch -Cb
             --cpu-range -Cr --cpu-range-batch -Crb --device -dev --device-draft -devd --fit-target
             -fitt --lazy-mode -lzm --load-mode -lm --mmproj-device -mmdev --numa --override-kv
-            --override-tensor -ot --override-tensor-draft -otd --pooling --reasoning-effort
-            --reasoning-format --rope-scaling --sampler-seq --samplers --sampling-seq
-            --spec-draft-device --spec-draft-override-tensor --spec-draft-sampling
-            --spec-draft-type-k --spec-draft-type-v --spec-type --split-mode -sm --tensor-split -ts
+            --pooling --reasoning-effort --reasoning-format --rope-scaling --sampler-seq --samplers
+            --sampling-seq --spec-draft-device --spec-draft-sampling --spec-draft-type-k
+            --spec-draft-type-v --spec-type --split-mode -sm --tensor-split -ts
         """,
         Value.TEXT: "--alias -a --chat-template-kwargs --reasoning-budget-message --tags",
         Value.FILE: """
             --chat-template-file --control-vector --grammar-file --json-schema-file -jf --lora
             --lookup-cache-static -lcs --mmproj -mm --model -m --model-draft -md
             --spec-draft-model
+        """,
+        Value.OVERRIDE: """
+            --override-tensor -ot --override-tensor-draft -otd --spec-draft-override-tensor
         """,
         Value.HOST: "--host",
         Value.ENDPOINTS: "--rpc",
@@ -98,9 +116,32 @@ LLAMA = _table(
 RPC = _table(
     {
         Value.NONE: "--cache -c",
-        Value.NUMBER: "--port -p --threads -t --mem -m",
+        Value.NUMBER: "--threads -t --mem -m",
         Value.WORD: "--device -d",
         Value.HOST: "--host -H",
+        Value.SERVER_PORT: "--port -p",
+    }
+)
+
+# What follows the words "guard NAME END".
+GUARD_MEMBER = _table(
+    {
+        Value.DOOR: "--listen",
+        Value.FRONT: "--front",
+        Value.NODE: "--admit",
+        Value.NUMBER: "--term",
+        Value.TRIPLE: "--protocol",
+        Value.TLS: "--tls",
+        Value.STATUS: "--status",
+    }
+)
+GUARD_HOST = _table(
+    {
+        Value.WAY: "--local",
+        Value.NUMBER: "--term --ubatch-s",
+        Value.TRIPLE: "--protocol",
+        Value.TLS: "--tls",
+        Value.STATUS: "--status",
     }
 )
 
@@ -114,6 +155,7 @@ ENVIRONMENT = frozenset(
         "GPU_DEVICE_ORDINAL",
         "HIP_VISIBLE_DEVICES",
         "HSA_OVERRIDE_GFX_VERSION",
+        "MESHD_TERM",
         "NVIDIA_VISIBLE_DEVICES",
         "OMP_NUM_THREADS",
         "ONEAPI_DEVICE_SELECTOR",

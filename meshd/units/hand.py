@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from meshd.units.port import Systemd
 from meshd.units.render import dropin_path, render_dropin
 from meshd.units.spec import Desired, EngineSpec, Outcome
 from meshd.units.steps import Step, StepKind, steps
+from meshd.units.waves import downward, upward
 
 _MAX_ERRORS = 200
 # A brain that writes faster than that has lost its mind; the path unit would call again anyhow.
@@ -85,10 +86,12 @@ async def converge(
     ours = set(dropins(files.units)) - spared
     work = _Work(files, systemd, errors)
     planned = steps(actions, texts, ours)
-    await work.together(planned, StepKind.STOP)
+    for wave in downward(step.unit for step in planned if step.kind is StepKind.STOP):
+        await work.together(planned, StepKind.STOP, wave)
     for kind in (StepKind.REMOVE, StepKind.WRITE, StepKind.RELOAD):
         await work.in_turn(planned, kind)
-    await work.together(planned, StepKind.START)
+    for wave in upward(step.unit for step in planned if step.kind is StepKind.START):
+        await work.together(planned, StepKind.START, wave)
     work.errors += await move_gateway(
         desired.listen,
         allowance.listen,
@@ -139,8 +142,11 @@ class _Work:
     errors: list[str]
     failed: set[str] = field(default_factory=set)
 
-    async def together(self, planned: Iterable[Step], kind: StepKind) -> None:
-        await asyncio.gather(*(self._attempt(step) for step in planned if step.kind is kind))
+    async def together(
+        self, planned: Iterable[Step], kind: StepKind, units: Collection[str]
+    ) -> None:
+        chosen = (step for step in planned if step.kind is kind and step.unit in units)
+        await asyncio.gather(*map(self._attempt, chosen))
 
     async def in_turn(self, planned: Iterable[Step], kind: StepKind) -> None:
         for step in planned:

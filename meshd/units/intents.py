@@ -30,6 +30,8 @@ class Intent(StrEnum):
     MAIN_GPU = "main-gpu"
     OVERRIDE_TENSOR = "override-tensor"
     CPU_MOE_LAYERS = "cpu-moe-layers"
+    OP_OFFLOAD = "op-offload"
+    KV_OFFLOAD = "kv-offload"
     FIT = "fit"
     FLASH_ATTENTION = "flash-attention"
     KV_TYPE_K = "kv-type-k"
@@ -43,6 +45,7 @@ class Intent(StrEnum):
     THREADS_HTTP = "threads-http"
     CACHE_RAM = "cache-ram"
     CACHE_REUSE = "cache-reuse"
+    CHECKPOINTS = "checkpoints"
     CONTEXT_SHIFT = "context-shift"
     WARMUP = "warmup"
     METRICS = "metrics"
@@ -131,6 +134,8 @@ SPELLINGS: dict[Intent, tuple[Spelling, ...]] = {
     Intent.MAIN_GPU: _valued("--main-gpu"),
     Intent.OVERRIDE_TENSOR: _valued("--override-tensor"),
     Intent.CPU_MOE_LAYERS: _valued("--n-cpu-moe"),
+    Intent.OP_OFFLOAD: _switch("--op-offload", "--no-op-offload", default="on"),
+    Intent.KV_OFFLOAD: _switch("--kv-offload", "--no-kv-offload", default="on"),
     # Builds without it never rewrite what the planner decided.
     Intent.FIT: (*_valued("--fit"), Spelling((), "off")),
     Intent.FLASH_ATTENTION: (
@@ -150,6 +155,8 @@ SPELLINGS: dict[Intent, tuple[Spelling, ...]] = {
     Intent.THREADS_HTTP: _valued("--threads-http"),
     # Builds without it keep no prompts in system memory.
     Intent.CACHE_RAM: (*_valued("--cache-ram"), Spelling((), "0")),
+    # Builds without it keep none.
+    Intent.CHECKPOINTS: (*_valued("--ctx-checkpoints", "--swa-checkpoints"), Spelling((), "0")),
     Intent.CACHE_REUSE: _valued("--cache-reuse"),
     Intent.CONTEXT_SHIFT: _switch("--context-shift", "--no-context-shift", default="on"),
     Intent.WARMUP: _switch("--warmup", "--no-warmup", default="on"),

@@ -7,20 +7,21 @@ rewrites the plan behind it.
 from __future__ import annotations
 
 from meshd.config.settings import Limit
-from meshd.engine.backends import engine_devices
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.instance import instance_name
 from meshd.models.facts import GgufFacts
-from meshd.node.inventory import Hardware, Vendor
+from meshd.node.inventory import Hardware
 from meshd.paths import Paths
 from meshd.planner.layout import RAM
 from meshd.planner.needs import micro_batch
 from meshd.planner.place import prompt_cache_bytes
-from meshd.planner.plan import Decision, Layout
+from meshd.planner.plan import Decision, Layout, Strategy
 from meshd.units.dialect import Dialect, Flag
+from meshd.units.gpus import gpu_access, gpu_devices
 from meshd.units.intents import Intent
-from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
+from meshd.units.spec import TERM, EngineKind, EngineSpec
+from meshd.units.split_layout import split_flags
 
 MIB = 1024**2
 GIB = 1024**3
@@ -46,8 +47,12 @@ def llama_spec(
     dialect = Dialect.from_help(
         build.help_text, build=f"llama-server {build.version or build.build}"
     )
-    devices, environment = _devices(decision.layout, hardware, build)
-    cache_bytes = prompt_cache_bytes(hardware.ram.total_bytes, limit)
+    pipeline = decision.strategy is Strategy.PIPELINE
+    devices, environment = gpu_devices(decision.layout.gpus, hardware, build)
+    if pipeline:
+        environment = tuple(sorted((*environment, (TERM, str(decision.term)))))
+    # Prompts to keep would have to be fetched from the members, over the network.
+    cache_bytes = 0 if pipeline else prompt_cache_bytes(hardware.ram.total_bytes, limit)
     flags = [
         Flag(Intent.MODEL, facts.files[0]),
         Flag(Intent.ALIAS, decision.model),
@@ -57,7 +62,7 @@ def llama_spec(
         Flag(Intent.KV_UNIFIED, "off"),
         *_batch_flags(facts, decision.context),
         Flag(Intent.FIT, "off"),
-        *_placement_flags(decision.layout, facts, devices),
+        *_placement_flags(decision, facts, devices),
         Flag(Intent.FLASH_ATTENTION, "auto"),
         Flag(Intent.LOAD_MODE, "mmap"),
         Flag(Intent.THREADS, str(max(1, hardware.cpu.physical_cores))),
@@ -77,7 +82,7 @@ def llama_spec(
         argv=(server.path, *dialect.render(flags)),
         environment=environment,
         reads=facts.files,
-        gpu=_access(decision.layout, hardware),
+        gpu=gpu_access(decision.layout.gpus, hardware),
         memory_max_bytes=_memory_max_bytes(decision, cache_bytes, limit),
         load_bytes=facts.file_bytes,
     )
@@ -90,7 +95,16 @@ def _batch_flags(facts: GgufFacts, context: int) -> list[Flag]:
     return [*both, Flag(Intent.UBATCH, size)]
 
 
-def _placement_flags(layout: Layout, facts: GgufFacts, devices: tuple[str, ...]) -> list[Flag]:
+def _placement_flags(decision: Decision, facts: GgufFacts, devices: tuple[str, ...]) -> list[Flag]:
+    if decision.strategy is Strategy.PIPELINE:
+        try:
+            return split_flags(decision, devices)
+        except ValueError as error:
+            raise UserError(f"the split cannot be told to an engine: {error}") from error
+    return _solo_flags(decision.layout, facts, devices)
+
+
+def _solo_flags(layout: Layout, facts: GgufFacts, devices: tuple[str, ...]) -> list[Flag]:
     if not devices:
         return [Flag(Intent.DEVICES, "none"), Flag(Intent.GPU_LAYERS, "0")]
     layers = sum(layout.gpu_layers)
@@ -110,23 +124,6 @@ def _purpose_flags(facts: GgufFacts) -> list[Flag]:
     if facts.pooling:
         return [Flag(Intent.EMBEDDINGS, "on"), Flag(Intent.POOLING, facts.pooling)]
     return [Flag(Intent.JINJA, "on")]
-
-
-def _devices(
-    layout: Layout, hardware: Hardware, build: EngineBuild
-) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    try:
-        found = engine_devices(layout.gpus, hardware.gpus, build.backends)
-    except ValueError as error:
-        raise UserError(str(error), hint="meshd doctor") from error
-    return found.names, found.environment
-
-
-def _access(layout: Layout, hardware: Hardware) -> GpuAccess:
-    vendors = {gpu.vendor for gpu in hardware.gpus if gpu.id in layout.gpus}
-    if not vendors:
-        return GpuAccess.NONE
-    return GpuAccess.NVIDIA if vendors == {Vendor.NVIDIA} else GpuAccess.DRI
 
 
 def _memory_max_bytes(decision: Decision, cache_bytes: int, limit: Limit | None) -> int:

@@ -11,7 +11,7 @@ from meshd.units.render import DROPIN_NAME, dropin_path
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
 
 UNITS = Path("/run/systemd/system")
-_UNIT = re.compile(r"mesh-(llama|rpc)@([a-z0-9][a-z0-9._-]{0,62})\.service")
+_UNIT = re.compile(rf"mesh-({'|'.join(EngineKind)})@([a-z0-9][a-z0-9._-]{{0,62}})\.service")
 _MAX_TEXT_BYTES = 1024 * 1024
 
 _STATES = {

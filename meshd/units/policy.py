@@ -38,6 +38,7 @@ class _Allowed:
     sources: tuple[str, ...]
     listen: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
+    split_ports: int | None = None
 
 
 def load_policy(
@@ -74,7 +75,10 @@ def load_policy(
         for address in narrowed(wanted, keyed=known)
     )
     peers = frozenset((*allowed.peers, *tried.peers))
-    return Policy(paths, programs, model_dirs, sources, listen, peers), warnings
+    ports = frozenset(
+        first for first in (allowed.split_ports, tried.split_ports) if first is not None
+    )
+    return Policy(paths, programs, model_dirs, sources, listen, peers, ports), warnings
 
 
 def _tried(paths: Paths, root: int) -> _Allowed:
@@ -123,6 +127,7 @@ def _from_config(config: Config) -> _Allowed:
         sources=tuple(map(_pattern, sources)),
         listen=config.gateway.listen,
         peers=(config.mesh.listen,),
+        split_ports=config.mesh.split_ports,
     )
 
 

@@ -12,6 +12,7 @@ from meshd.units.child import Child, Timing
 from meshd.units.diff import ActionKind, diff
 from meshd.units.engine_log import EngineLog
 from meshd.units.spec import Desired, EngineKind, EngineSpec, EngineState, EngineStatus, Outcome
+from meshd.units.waves import downward, upward
 
 # unix(7): sun_path has 108 bytes with its closing NUL.
 _SOCKET_PATH_LIMIT = 107
@@ -56,11 +57,12 @@ class ProcessApplier:
                 for kind in ActionKind
             }
             # Memory first: all that ends has ended before anything starts.
-            ending = by_kind[ActionKind.STOP] + by_kind[ActionKind.RESTART]
-            await asyncio.gather(*(self._end(unit) for unit in ending))
-            starting = by_kind[ActionKind.RESTART] + by_kind[ActionKind.START]
-            errors = await asyncio.gather(*(self._begin(wanted[unit]) for unit in starting))
-            failed = dict(zip(starting, errors, strict=True))
+            for wave in downward(by_kind[ActionKind.STOP] + by_kind[ActionKind.RESTART]):
+                await asyncio.gather(*(self._end(unit) for unit in wave))
+            failed: dict[str, str] = {}
+            for wave in upward(by_kind[ActionKind.RESTART] + by_kind[ActionKind.START]):
+                errors = await asyncio.gather(*(self._begin(wanted[unit]) for unit in wave))
+                failed |= dict(zip(wave, errors, strict=True))
 
             def done(kind: ActionKind) -> tuple[str, ...]:
                 return tuple(unit for unit in by_kind[kind] if not failed.get(unit))
@@ -85,7 +87,8 @@ class ProcessApplier:
     async def close(self) -> None:
         """End all engines."""
         async with self._applying:
-            await asyncio.gather(*(self._end(unit) for unit in tuple(self._children)))
+            for wave in downward(tuple(self._children)):
+                await asyncio.gather(*(self._end(unit) for unit in wave))
 
     def _text(self, spec: EngineSpec) -> str:
         return self._render(spec, self._paths)
@@ -94,14 +97,14 @@ class ProcessApplier:
         """Start one engine; what went wrong, or ""."""
         # What is left of an engine that waited for its restart must not linger beside the new one.
         await self._end(spec.unit)
-        socket = self._paths.engine_socket(spec.name)
-        if len(os.fsencode(socket)) > _SOCKET_PATH_LIMIT:
+        socket = _socket(spec, self._paths)
+        if socket is not None and len(os.fsencode(socket)) > _SOCKET_PATH_LIMIT:
             return f"{socket}: longer than {_SOCKET_PATH_LIMIT} bytes (use a shorter --root)"
         child = Child(
             spec,
             self._text(spec),
             socket=socket,
-            home=self._paths.state / "engine-cache" / spec.name,
+            home=self._paths.state / "engine-cache" / f"{spec.kind}-{spec.name}",
             log=EngineLog(log_path(self._paths, spec.kind, spec.name)),
             timing=self._timing,
             changed=self._news.set,
@@ -118,3 +121,13 @@ class ProcessApplier:
             # Unseen by `observe` only now, so that an engine that ends is shown as STOPPING.
             self._children.pop(unit, None)
             self._news.set()
+
+
+def _socket(spec: EngineSpec, paths: Paths) -> Path | None:
+    match spec.kind:
+        case EngineKind.LLAMA:
+            return paths.engine_socket(spec.name)
+        case EngineKind.GUARD:
+            return paths.guard_socket(spec.name)
+        case EngineKind.RPC:
+            return None

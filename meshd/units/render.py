@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from meshd.paths import Paths
 from meshd.units.quoting import command, plain, quote, quote_path
-from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
+from meshd.units.spec import ATTEMPT, EngineKind, EngineSpec, GpuAccess
 
 DROPIN_NAME = "50-meshd.conf"
 
-_PROGRAMS = {EngineKind.LLAMA: "llama-server", EngineKind.RPC: "rpc-server"}
+_ATTEMPT = re.compile(rf"^Environment={ATTEMPT}=([0-9]{{1,6}})$", re.MULTILINE)
+
+_PROGRAMS = {
+    EngineKind.LLAMA: "llama-server",
+    EngineKind.RPC: "rpc-server",
+    EngineKind.GUARD: "meshd guard",
+}
+
+# An engine that answers on its socket alone has no network; one whose layers lie on other nodes too
+# reaches them through its guard.
+_SPLIT_LINES = (
+    "# A split: rpc-servers are reached through mesh-guard, whose local ends are on loopback.",
+    "PrivateNetwork=no",
+    "IPAddressAllow=localhost",
+    "RestrictAddressFamilies=AF_INET",
+)
 
 # Parts of the operating system, which the engine sees read-only; every other tree at the top is
 # emptied before the files to read are bound into it. The templates do that for the usual ones.
@@ -107,6 +123,12 @@ def render_dropin(spec: EngineSpec, paths: Paths) -> str:
     return "\n".join(_lines(spec, paths)) + "\n"
 
 
+def attempt_in(text: str) -> int:
+    """The number of the try that a drop-in is of, 0 where it is of none."""
+    found = _ATTEMPT.search(text)
+    return int(found[1]) if found else 0
+
+
 def _lines(spec: EngineSpec, paths: Paths) -> Iterator[str]:
     yield "# Written by meshd's hand and rewritten when the plan changes: do not edit."
     yield f"# What is wanted: {plain(str(paths.config))}; what a change would do: meshd plan"
@@ -114,20 +136,26 @@ def _lines(spec: EngineSpec, paths: Paths) -> Iterator[str]:
     yield "[Unit]"
     program = _PROGRAMS[spec.kind]
     model = f"model {plain(spec.model)}, " if spec.model else ""
-    yield f"Description=Mesh engine {spec.name}: {model}{program}"
+    what = "guard" if spec.kind is EngineKind.GUARD else "engine"
+    yield f"Description=Mesh {what} {spec.name}: {model}{program}"
     yield ""
     yield "[Service]"
-    yield f"User={user(spec)}"
+    if spec.kind is not EngineKind.GUARD:
+        yield f"User={user(spec)}"
     yield "ExecStart="
     yield f"ExecStart=:{command(spec.argv)}"
     for name, value in spec.environment:
         yield f"Environment={quote(f'{name}={value}')}"
+    if spec.attempt:
+        yield f"Environment={ATTEMPT}={spec.attempt}"
     yield f"# Its log: journalctl MESHD_ENGINE={spec.name}"
     fields = {"MESHD_MODEL": spec.model, "MESHD_KIND": spec.kind, "MESHD_ENGINE": spec.name}
     yield "LogExtraFields=" + " ".join(quote(f"{name}={value}") for name, value in fields.items())
     if spec.memory_max_bytes is not None:
         yield f"MemoryMax={spec.memory_max_bytes}"
     yield from _reads(spec.reads)
+    if spec.kind is EngineKind.LLAMA and "--rpc" in spec.argv:
+        yield from _SPLIT_LINES
     for why, settings in _GPU_LINES[spec.gpu]:
         yield f"# {why}"
         yield from settings

@@ -6,8 +6,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+MESHD = "/usr/bin/meshd"
+"""The program of guards, as the unit files have it; without systemd it is the one that runs."""
+
+TERM = "MESHD_TERM"
+"""A variable that no engine reads: another term of a split is another text at both of its ends, so
+that all of it starts anew."""
+
+
+ATTEMPT = "MESHD_ATTEMPT"
+"""Likewise: the brain may not kill an engine that hangs, but another text is another process."""
+
+ATTEMPTS_MOST = 999_999
+
 
 class EngineKind(StrEnum):
+    """GUARD is an end of the way between the other two: a program of meshd's, not an engine."""
+
     LLAMA = "llama"
     RPC = "rpc"
     GUARD = "guard"
@@ -27,11 +42,12 @@ class EngineSpec:
 
     :ivar name: the instance, ``[a-z0-9][a-z0-9._-]{0,62}``; the unit is ``mesh-<kind>@<name>``.
     :ivar model: the model's name as users know it (journal field MESHD_MODEL).
-    :ivar argv: argv[0] is the absolute path of a binary of the engine.
+    :ivar argv: argv[0] is the absolute path of a binary of the engine, of a guard `MESHD`.
     :ivar environment: sorted pairs, beyond what the unit template sets.
     :ivar reads: absolute paths of every file that the engine must be able to read.
     :ivar memory_max_bytes: hard limit on system memory, None for no limit.
     :ivar load_bytes: bytes read from disk at start; for people, not part of the unit's text.
+    :ivar attempt: counts up to have the engine restarted although nothing else changed.
     """
 
     kind: EngineKind
@@ -43,6 +59,7 @@ class EngineSpec:
     gpu: GpuAccess = GpuAccess.NONE
     memory_max_bytes: int | None = None
     load_bytes: int = 0
+    attempt: int = 0
 
     @property
     def unit(self) -> str:

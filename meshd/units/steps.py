@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from meshd.units.diff import Action, ActionKind
+from meshd.units.waves import downward, upward
 
 
 class StepKind(StrEnum):
@@ -33,13 +34,16 @@ class Step:
 def steps(
     actions: Sequence[Action], texts: Mapping[str, str], dropins: Iterable[str]
 ) -> tuple[Step, ...]:
-    """All stops, then the files, one reload, then all starts.
+    """All stops, then the files, one reload, then all starts; a llama-server stops before what it
+    stands on, and starts after it.
 
     :param texts: what each wanted unit's drop-in should say.
     :param dropins: units that have a drop-in of ours on disk; those not wanted lose it.
     """
-    stopping = [a.unit for a in actions if a.kind in (ActionKind.STOP, ActionKind.RESTART)]
-    starting = [a.unit for a in actions if a.kind in (ActionKind.START, ActionKind.RESTART)]
+    ending = [a.unit for a in actions if a.kind in (ActionKind.STOP, ActionKind.RESTART)]
+    beginning = [a.unit for a in actions if a.kind in (ActionKind.START, ActionKind.RESTART)]
+    stopping = [unit for wave in downward(ending) for unit in wave]
+    starting = [unit for wave in upward(beginning) for unit in wave]
     stale = sorted((set(dropins) | set(stopping)) - texts.keys())
     files = [Step(StepKind.REMOVE, unit) for unit in stale]
     files += [Step(StepKind.WRITE, unit, texts[unit]) for unit in starting]

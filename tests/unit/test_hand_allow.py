@@ -26,6 +26,8 @@ POLICY = Policy(
     ("/usr/bin", "/usr/libexec/*/llama/bin", "/var/lib/mesh/engine", "/var/lib/mesh/engine/*"),
     ("/var/lib/mesh/models",),
     ("/home/ada/x.gguf", "/data/*.gguf"),
+    peers=frozenset({"[::]:9338"}),
+    split_ports=frozenset({9340}),
 )
 LLAMA = EngineSpec(
     EngineKind.LLAMA,
@@ -34,7 +36,7 @@ LLAMA = EngineSpec(
     (_SERVER, "--model", _MODEL, "--host", _SOCKET, "--ctx-size", "4096", "--fit", "off"),
     reads=(_MODEL,),
 )
-RPC = EngineSpec(EngineKind.RPC, "gpu0", "", (_RPC, "--host", "127.0.0.1", "--port", "50052", "-c"))
+RPC = EngineSpec(EngineKind.RPC, "gpu0", "", (_RPC, "--host", "127.0.0.1", "--port", "9372", "-c"))
 
 
 def seen(spec: EngineSpec, **other: Seen) -> dict[str, Seen]:
@@ -56,8 +58,8 @@ def with_flags(*words: str, spec: EngineSpec = LLAMA) -> EngineSpec:
         LLAMA,
         RPC,
         with_flags("--metrics", "--flash-attn", "--no-webui", "-fa", "on", "--seed", "-1"),
-        with_flags("--rpc", "127.0.0.1:50052,127.0.0.1:50053", "-ts", "1,1", "-ngl", "all"),
-        with_flags("--alias", "tiny, the small one", "-ot", r"blk\.\d+\.ffn_.*_exps\.=CPU"),
+        with_flags("--rpc", "127.0.0.1:9404,127.0.0.1:9435", "-ts", "1,1", "-ngl", "all"),
+        with_flags("--alias", "tiny, the small one", "-ot", flags.OUTPUT_ON_CPU),
         replace(LLAMA, environment=(("CUDA_VISIBLE_DEVICES", "GPU-1,GPU-2"),)),
         replace(LLAMA, environment=(("LD_LIBRARY_PATH", "/var/lib/mesh/engine/usr/lib/x"),)),
         replace(LLAMA, argv=("/var/lib/mesh/engine/usr/bin/llama-server", *LLAMA.argv[1:])),
@@ -102,8 +104,8 @@ def test_what_meshd_really_asks_for_passes(spec: EngineSpec) -> None:
         (with_flags("--host", "0.0.0.0"), "listen"),
         (with_flags("--host", "/run/mesh-engine/other/llama.sock"), "listen"),
         (with_flags("--host", "/run/mesh/meshd.sock"), "listen"),
-        (with_flags("--rpc", "10.0.0.1:50052"), "on this node"),
-        (with_flags("--rpc", "127.0.0.1:50052,evil:1"), "on this node"),
+        (with_flags("--rpc", "10.0.0.1:9404"), "on this node"),
+        (with_flags("--rpc", "127.0.0.1:9404,evil:9404"), "on this node"),
         (with_flags("--lora", "/etc/shadow"), "a file to read"),
         (with_flags("--model-draft", "/var/lib/mesh/models/not-declared.gguf"), "a file to read"),
         (replace(LLAMA, argv=(_SERVER, "--model", _MODEL)), "--host is missing"),

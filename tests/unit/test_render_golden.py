@@ -7,9 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from meshd.mesh.record import Part
 from meshd.paths import SYSTEM
+from meshd.planner.lent import Way
+from meshd.units.guard import host_guard_spec, member_guard_spec
+from meshd.units.llama import llama_spec
 from meshd.units.render import dropin_path, render_dropin
+from meshd.units.rpc import rpc_spec
 from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
+from tests.unit.split_world import HOST, LENT, MEMBER, build, split
+from tests.unit.worlds import GIB, facts, hardware
 
 _GOLDEN = Path(__file__).parent / "golden" / "units"
 
@@ -31,6 +38,7 @@ _LLAMA = (
     "off",
     "--metrics",
 )
+_HELP = (Path(__file__).parent / "help/llama-server-0.7.0.txt").read_text("utf-8")
 _BIG = "/data/models/Llama 3.3 70B-Q4_K_M"
 
 SPECS = {
@@ -84,6 +92,18 @@ SPECS = {
             "-c",
         ),
         gpu=GpuAccess.NVIDIA,
+    ),
+    "lent": rpc_spec(LENT, build(), hardware(), SYSTEM),
+    "door": member_guard_spec(LENT, "[::]", build(), SYSTEM),
+    "ways": host_guard_spec(
+        "big", "big", 3, (Way(MEMBER, "10.0.0.2:9340", 9404),), 20.0, build(), SYSTEM
+    ),
+    "split": llama_spec(
+        split(Part(HOST, "ram", 8, GIB), Part(MEMBER, "ram", 24, 3 * GIB)),
+        facts(),
+        build(_HELP),
+        hardware(),
+        SYSTEM,
     ),
     "nasty": EngineSpec(
         EngineKind.LLAMA,
