@@ -30,11 +30,11 @@ def write_atomically(path: Path, data: bytes, *, mode: int | None = 0o644) -> No
         with contextlib.suppress(OSError):
             Path(temporary).unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without this a rename can be lost by a power cut, though the file's bytes were synced.
+def sync_folder(folder: Path) -> None:
+    """Without this a rename can be lost by a power cut, though the file's bytes were synced."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,8 @@ from meshd.notify import Notifier
 from meshd.observe import NodeObserver
 from meshd.paths import Paths
 from meshd.persistence import Disk
+from meshd.shared_models import share_models
+from meshd.speed_watch import SpeedWatch
 from meshd.supervisor import Supervisor
 from meshd.units.process import ProcessApplier
 from meshd.units.render import render_dropin
@@ -30,6 +33,10 @@ from meshd.units.spec import Applier
 
 if TYPE_CHECKING:
     from meshd.units.dbus import DbusSystemd
+
+
+MEASURE_SPEED = "MESHD_MEASURE_SPEED"
+"""``never`` keeps a node from measuring its devices: it then plans with cautious figures."""
 
 
 class _Gateway(Protocol):
@@ -96,17 +103,26 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     mesh = MeshByRole(paths, lambda: _each(woken), restarting, lambda: summary(paths))
     exposure = Exposure(paths)
     doors = _Doors(paths, exposure, gateway=gateway)
+    loads = LoadWatch(paths.load_times)
+    speeds = SpeedWatch(paths.speeds, measures=os.environ.get(MEASURE_SPEED) != "never")
+
+    async def ready() -> None:
+        await doors.open()
+        speeds.start(lambda: not loads.now() and not mesh.busy(), supervisor.wake)
+
     supervisor = Supervisor(
         paths,
         applier=applier,
-        observer=NodeObserver(paths, systemd=systemd),
+        observer=NodeObserver(
+            paths, systemd=systemd, speeds=speeds, share=partial(share_models, paths)
+        ),
         memory=Disk(paths),
         notifier=Notifier(),
         serve=doors.follow,
-        ready=doors.open,
+        ready=ready,
         listen=exposure.listen,
         mesh=mesh,
-        loads=LoadWatch(paths.load_times),
+        loads=loads,
         drain=DrainOrder(paths.drain),
     )
     woken.append(supervisor.wake)
@@ -114,6 +130,7 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     try:
         yield supervisor
     finally:
+        await speeds.close()
         # The gateway first: what runs ends before its engines do.
         await doors.close()
         await applier.close()

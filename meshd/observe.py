@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +24,7 @@ from meshd.node.observe import observe as observe_hardware
 from meshd.paths import Paths
 from meshd.pipeline import Observation, Sought
 from meshd.planner.view import Candidate
+from meshd.speed_watch import SpeedWatch
 
 _log = structlog.get_logger(__name__)
 
@@ -42,10 +43,16 @@ class NodeObserver:
         paths: Paths,
         *,
         systemd: bool = False,
+        speeds: SpeedWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
+        share: Callable[[Mapping[str, tuple[str, ...]]], None] = lambda _: None,
     ) -> None:
+        """:param share: told, in a thread, the files of all models here by fingerprint when that
+        changed.
+        """
         self._paths = paths
         self._engine_group = _ENGINE_GROUP if systemd else None
+        self._speeds = speeds or SpeedWatch(paths.speeds, measures=False)
         self._clock = clock
         self._library = Library(FactsCache(paths.state / "facts.json"))
         # A preview looks while a pass does, and the library is for one thread at a time.
@@ -55,10 +62,14 @@ class NodeObserver:
         self._held: tuple[Book, ...] = ()
         self._held_in: tuple[Path, ...] | None = None
         self._scanned_s = 0.0
+        self._share = share
+        self._shared: Mapping[str, tuple[str, ...]] | None = None
 
     async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation:
         hardware = await observe_hardware(engine_group=self._engine_group)
         build, problem = await asyncio.to_thread(self._engine)
+        self._speeds.look(hardware, hardware.gpus, build)
+        speeds = tuple(self._speeds.now().values())
         async with self._reading:
             return await asyncio.to_thread(
                 lambda: Observation(
@@ -66,7 +77,8 @@ class NodeObserver:
                     build,
                     problem,
                     (*self._candidates(loaded.config), *self._others(loaded.config, sought)),
-                    tuple(map(_held, self._scan(loaded.config))),
+                    tuple(map(_held, self._shown(loaded.config))),
+                    speeds,
                 )
             )
 
@@ -128,6 +140,17 @@ class NodeObserver:
             return _found(one.model, self._library.book(find(name, folders)))
         except (UserError, OSError) as error:
             return Candidate(one.model, None, problem=str(error))
+
+    def _shown(self, config: Config) -> tuple[Book, ...]:
+        """What is held, after others may read it, and what else is configured."""
+        books = self._scan(config)
+        known = self._known.values()
+        here = {one.fingerprint: one.facts.files for one in known if one.facts is not None}
+        here |= {book.fingerprint: book.facts.files for book in books}
+        if here != self._shared:
+            self._share(here)
+            self._shared = here
+        return books
 
     def _scan(self, config: Config) -> tuple[Book, ...]:
         folders, now_s = _folders(config), self._clock()

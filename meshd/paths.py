@@ -49,6 +49,11 @@ class Paths:
         return self.run / "routes.json"
 
     @property
+    def shared_models(self) -> Path:
+        """Whose files other nodes may read; written by the brain, read by the gateway."""
+        return self.run / "models.json"
+
+    @property
     def desired(self) -> Path:
         """What the brain wants to run; written by `_meshd`, read by the root hand."""
         return self.run / "desired.json"
@@ -66,6 +71,11 @@ class Paths:
     def load_times(self) -> Path:
         """How long models took to load on this node."""
         return self.state / "load-times.json"
+
+    @property
+    def speeds(self) -> Path:
+        """How fast this node's devices are."""
+        return self.state / "speeds.json"
 
     @property
     def drain(self) -> Path:

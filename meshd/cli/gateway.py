@@ -74,12 +74,13 @@ def _run(args: argparse.Namespace) -> int:
             open_sockets([parse_address(text) for text in listen]),
             sockets.peers or open_sockets([parse_address(text) for text in peers], dual=True),
         )
-    # The brain's control socket lies beside the table that it writes.
+    # The brain's control socket lies beside the tables that it writes.
     options = GatewayOptions(
         routes=routes.absolute(),
         drain_s=args.drain,
         control=routes.absolute().with_name("meshd.sock"),
         keys=places(args.keys or args.paths.keys),
+        models=routes.absolute().with_name("models.json"),
         accounts=_state_folder(args.paths) / "token-budgets.json",
     )
     _take_descriptors()

@@ -1,13 +1,14 @@
 """What the peer door serves: OpenAI's endpoints for members of the mesh, and the routing table.
 
-========  ================  ==========================================================
-method    path              answer
-========  ================  ==========================================================
-POST      /v1/...           as for clients; with ``X-Mesh-Hop`` only by own engines
-GET       /v1/models[/ID]   as for clients
-GET       /mesh/health      200 while this gateway serves
-GET       /mesh/routes      the routing table, by events or once; see `routes_feed`
-========  ================  ==========================================================
+========  ====================  ======================================================
+method    path                  answer
+========  ====================  ======================================================
+POST      /v1/...               as for clients; with ``X-Mesh-Hop`` only by own engines
+GET       /v1/models[/ID]       as for clients
+GET       /mesh/health          200 while this gateway serves
+GET       /mesh/routes          the routing table, by events or once; see `routes_feed`
+GET       /mesh/v1/models/...   ranges of models' files; see `model_files`
+========  ====================  ======================================================
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aiohttp import web
 from meshd.gateway import headers
 from meshd.gateway.app import Handler, add_inference, bare_app
 from meshd.gateway.metrics import GatewayMetrics
+from meshd.gateway.model_files import ModelFiles, add_model_files
 from meshd.gateway.peer_door import member_of
 from meshd.gateway.relay import Relay
 from meshd.gateway.routes_feed import RoutesFeed
@@ -30,6 +32,7 @@ def make_peer_app(
     metrics: GatewayMetrics,
     feed: RoutesFeed,
     telemetry: Telemetry,
+    files: ModelFiles,
 ) -> web.Application:
     """The application, over parts that the caller starts and stops."""
 
@@ -58,6 +61,7 @@ def make_peer_app(
     )
     app.router.add_get("/mesh/health", health)
     app.router.add_get("/mesh/routes", feed.handle)
+    add_model_files(app, files)
     app.on_shutdown.append(lambda _: feed.stop())
     return app
 

@@ -28,6 +28,7 @@ from meshd.gateway.gate import Gate, loopback
 from meshd.gateway.key_watch import KeyWatch
 from meshd.gateway.lasting import lasting
 from meshd.gateway.metrics import GatewayMetrics
+from meshd.gateway.model_files import ModelFiles
 from meshd.gateway.news import News
 from meshd.gateway.peer_app import asking, make_peer_app
 from meshd.gateway.peer_door import PeerDoor
@@ -62,6 +63,7 @@ class GatewayOptions:
     :ivar control: the brain's control socket, which hears of the traffic; None for nobody.
     :ivar keys: where API keys are written; None for no keys.
     :ivar accounts: file that keeps what was used of token budgets; None to forget it.
+    :ivar models: table of the models whose files other nodes may read; None for none.
     :ivar crowd: None for as many connections as the process may have files.
     """
 
@@ -74,6 +76,7 @@ class GatewayOptions:
     keys: KeyPlaces | None = None
     accounts: Path | None = None
     crowd: CrowdLimits | None = None
+    models: Path | None = None
 
 
 class Gateway(NamedTuple):
@@ -132,7 +135,7 @@ async def running(
         )
         for app in (
             make_app(watch, upstreams, relay, metrics, telemetry, front),
-            make_peer_app(watch, relay, metrics, feed, telemetry),
+            make_peer_app(watch, relay, metrics, feed, telemetry, ModelFiles(options.models)),
         )
     ]
     runner, peer_runner = runners

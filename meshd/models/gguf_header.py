@@ -13,7 +13,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from gguf.constants import (
     GGML_QUANT_SIZES,
@@ -100,10 +100,15 @@ class Header:
     file_bytes: int
 
 
+class Reader(Protocol):
+    def read(self, size: int, /) -> bytes:
+        """So many bytes from where the last ended; fewer only where the file ends."""
+
+
 class _Cursor:
     """Reads forward through a header; every step is checked against the file and the bounds."""
 
-    def __init__(self, file: BinaryIO, path: Path, file_bytes: int) -> None:
+    def __init__(self, file: Reader, path: Path, file_bytes: int) -> None:
         self._file = file
         self._path = path
         self._limit = min(file_bytes, HEADER_BYTES_MAX)
@@ -191,9 +196,19 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             file_bytes = file.seek(0, 2)
             file.seek(0)
-            return _parse(_Cursor(file, path, file_bytes), file_bytes)
+            return parse_header(file, path, file_bytes)
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}") from error
+
+
+def parse_header(file: Reader, path: Path, file_bytes: int) -> Header:
+    """Likewise of a file that need not lie here; reads forward from its first byte.
+
+    :param path: for messages. :param file_bytes: the size of the whole file.
+    :raises GgufError: it is no GGUF, is damaged, or is cut short.
+    :raises OSError: it cannot be read.
+    """
+    return _parse(_Cursor(file, path, file_bytes), file_bytes)
 
 
 def _parse(cursor: _Cursor, file_bytes: int) -> Header:

@@ -145,6 +145,7 @@ async def node(
         control=control,
         feed=feed or FeedLimits(),
         keys=keys,
+        models=routes.with_name("models.json"),
     )
     async with (
         running(options, clients, peers),

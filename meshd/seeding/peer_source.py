@@ -1,0 +1,188 @@
+"""Ranges of a model's files from the peer door of a node that holds it.
+
+`GET /mesh/v1/models/FINGERPRINT/INDEX` with Range, over the mesh's mutual TLS; see
+`gateway.model_files` for the other end. Blocking, with a deadline on every step.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from meshd.mesh.addresses import host_port
+from meshd.mesh.tls import client_context, handshake_problem, peer_node_id
+from meshd.models.gguf_header import GgufError, Header, parse_header
+from meshd.seeding import manifest as manifests
+from meshd.seeding.manifest import Manifest, ManifestError
+
+CONNECT_S = 5.0
+# A peer that sends nothing for so long is left, and so is one that is slower than this on the
+# whole: a drip would keep a split waiting for hours.
+SILENCE_S = 10.0
+SLOWEST_BYTES_S = 256 * 1024
+PARTS_MAX = 512
+_PIECE_BYTES = 1 << 20
+_GRACE_S = 20.0
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class SourceError(Exception):
+    """The peer does not give what was asked; another one may."""
+
+
+class PeerSource:
+    """One peer. Keeps one connection; a context. For one thread at a time."""
+
+    def __init__(
+        self,
+        node: str,
+        address: str,
+        tls_folder: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """:param address: ``host:port`` of its peer door."""
+        self.node = node
+        self._address = address
+        self._tls = tls_folder
+        self._clock = clock
+        self._connection: http.client.HTTPConnection | None = None
+
+    def headers(self, fingerprint: str) -> tuple[Header, ...]:
+        """The headers of all parts. :raises SourceError: it has not got them, or not whole."""
+        first, parts = self._header(fingerprint, 0)
+        return (first, *(self._header(fingerprint, part)[0] for part in range(1, parts)))
+
+    def manifest(self, fingerprint: str) -> Manifest | None:
+        """What it knows of the tensors' contents, None where it never cached any."""
+        try:
+            with self._get(f"/mesh/v1/models/{fingerprint}/manifest") as answer:
+                if answer.status != 200:
+                    answer.read(_PIECE_BYTES)
+                    return None
+                text = answer.read(manifests.MAX_BYTES)
+            found = manifests.decode(text)
+        except (SourceError, ManifestError):
+            return None
+        return found if found.fingerprint == fingerprint else None
+
+    def read(self, fingerprint: str, part: int, offset: int, size_bytes: int) -> Iterator[bytes]:
+        """The bytes of one range, in pieces. :raises SourceError: it ended early or is too slow."""
+        with self._range(fingerprint, part, offset, size_bytes) as (answer, got, _):
+            if got != size_bytes:
+                raise SourceError(f"{self.node} has other bytes than its header says")
+            began, left = self._clock(), size_bytes
+            while left:
+                piece = answer.read(min(left, _PIECE_BYTES))
+                if not piece:
+                    raise SourceError(f"{self.node} ended {left} bytes early")
+                left -= len(piece)
+                spent_s = self._clock() - began
+                if spent_s > _GRACE_S and (size_bytes - left) / spent_s < SLOWEST_BYTES_S:
+                    raise SourceError(f"{self.node} is slower than {SLOWEST_BYTES_S} bytes/s")
+                yield piece
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _header(self, fingerprint: str, part: int) -> tuple[Header, int]:
+        with self._range(fingerprint, part, 0, 1) as (answer, _, size_bytes):
+            answer.read()
+            count = answer.headers.get("X-Mesh-Parts", "")
+        parts = int(count) if count.isascii() and count.isdigit() else 0
+        if not 0 < parts <= PARTS_MAX:
+            raise SourceError(f"{self.node} does not say in how many files the model lies")
+        reader = _Ahead(self, fingerprint, part, size_bytes)
+        try:
+            path = Path(f"{self.node}:{fingerprint}/{part}")
+            return parse_header(reader, path, size_bytes), parts
+        except GgufError as error:
+            raise SourceError(str(error)) from error
+
+    @contextmanager
+    def _range(
+        self, fingerprint: str, part: int, offset: int, size_bytes: int
+    ) -> Iterator[tuple[http.client.HTTPResponse, int, int]]:
+        """Yield the answer, the bytes that it has, and the file's size."""
+        wanted = f"bytes={offset}-{offset + size_bytes - 1}"
+        with self._get(f"/mesh/v1/models/{fingerprint}/{part}", wanted) as answer:
+            said = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+            if answer.status != 206 or said is None or int(said[1]) != offset:
+                raise SourceError(f"{self.node} answers {answer.status} for a part of the model")
+            yield answer, int(said[2]) - offset + 1, int(said[3])
+
+    @contextmanager
+    def _get(self, path: str, wanted: str = "") -> Iterator[http.client.HTTPResponse]:
+        try:
+            connection = self._connected()
+            connection.request("GET", path, headers={"Range": wanted} if wanted else {})
+            answer = connection.getresponse()
+            yield answer
+            if not answer.isclosed():
+                self.close()  # the rest of this answer would be taken for the next one
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise SourceError(f"{self.node} at {self._address}: {_words(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _connected(self) -> http.client.HTTPConnection:
+        if self._connection is None:
+            self._connection = _Connection(self.node, self._address, self._tls)
+        return self._connection
+
+
+class _Connection(http.client.HTTPConnection):
+    """TLS to the node that it should be, whatever its address is called."""
+
+    def __init__(self, node: str, address: str, tls_folder: Path) -> None:
+        try:
+            place = host_port(address, 0)
+        except ValueError as error:
+            raise SourceError(f"{node}: {error}") from error
+        super().__init__(place.host, place.port, timeout=SILENCE_S)
+        self._node = node
+        self._context = client_context(tls_folder)
+        self._context.check_hostname = False  # its id is what is compared, below
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self.host, self.port), CONNECT_S)
+        try:
+            secured = self._context.wrap_socket(plain)
+        except BaseException:
+            plain.close()
+            raise
+        secured.settimeout(SILENCE_S)
+        self.sock = secured
+        if peer_node_id(secured) != self._node:
+            raise ConnectionError("another node answers at this address")
+
+
+class _Ahead:
+    """A peer's file as `parse_header` reads it."""
+
+    def __init__(self, source: PeerSource, fingerprint: str, part: int, size_bytes: int) -> None:
+        self._source, self._fingerprint, self._part = source, fingerprint, part
+        self._size_bytes = size_bytes
+        self._at = 0
+
+    def read(self, size: int, /) -> bytes:
+        wanted = min(size, self._size_bytes - self._at)
+        pieces = self._source.read(self._fingerprint, self._part, self._at, wanted)
+        data = b"".join(pieces)
+        self._at += len(data)
+        return data
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return handshake_problem(error) or str(error)
+    return str(error) or type(error).__name__
