@@ -13,10 +13,12 @@ from meshd.instance import instance_name
 from meshd.load_times import Load
 from meshd.mesh_routes import Ways, with_former, with_mesh
 from meshd.mesh_status import elsewhere_status, followed_status, placed, with_others
-from meshd.node.inventory import Hardware
 from meshd.paths import Paths
 from meshd.pipeline import Answers, Proposal
+from meshd.planner.layout import RAM
+from meshd.planner.view import NodeView
 from meshd.report import Change, PlanReport
+from meshd.split_status import lent_status, with_split
 from meshd.status import (
     DeviceStatus,
     DrainStatus,
@@ -62,7 +64,11 @@ def node_status(
     for decision in proposal.plan.decisions:
         engine = engine_of(proposal.engines, instance_name(decision.model))
         ready = engine is not None and answers(engine.unit, engine.pid)
-        here.append(model_status(decision, engine, answers=ready))
+        model = model_status(decision, engine, answers=ready)
+        if proposal.share is not None:
+            waits = proposal.waiting.get(decision.model, "")
+            model = with_split(model, decision, proposal.share, waits)
+        here.append(model)
     elsewhere: tuple[ModelStatus, ...] = ()
     if proposal.share is not None:
         here = [with_others(model, proposal.share) for model in here]
@@ -85,12 +91,13 @@ def node_status(
         engine=proposal.engine,
         gateway=config.gateway.listen,
         console=config.console.listen if config.console.enabled else "",
-        devices=_devices(proposal.node.hardware),
+        devices=_devices(proposal.node),
         models=models,
         problems=proposal.problems,
         trial_ends_s=trial_ends_s,
         mesh=mesh,
         drain=drain,
+        lends=lent_status(proposal.share) if proposal.share else (),
     )
 
 
@@ -166,12 +173,13 @@ def front(settings: GatewaySettings) -> Front:
     )
 
 
-def _devices(hardware: Hardware) -> tuple[DeviceStatus, ...]:
-    gpus = (
-        DeviceStatus(gpu.id, gpu.name, gpu.total_bytes, gpu.free_bytes) for gpu in hardware.gpus
-    )
-    ram = hardware.ram
-    return (
-        *gpus,
-        DeviceStatus("ram", hardware.cpu.name, ram.total_bytes, ram.available_bytes),
-    )
+def _devices(node: NodeView) -> tuple[DeviceStatus, ...]:
+    hardware = node.hardware
+    found = [(gpu.id, gpu.name, gpu.total_bytes, gpu.free_bytes) for gpu in hardware.gpus]
+    found.append((RAM, hardware.cpu.name, hardware.ram.total_bytes, hardware.ram.available_bytes))
+    devices = []
+    for device, name, total_bytes, free_bytes in found:
+        speed = node.speed(device)
+        figures = (speed.bandwidth_bytes_s, speed.flops_s) if speed else (0, 0)
+        devices.append(DeviceStatus(device, name, total_bytes, free_bytes, *figures))
+    return tuple(devices)

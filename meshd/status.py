@@ -25,6 +25,7 @@ class ModelStatus:
     :ivar standing: it waits for what is as the configuration means it or the machine is, not for
         something that was mistaken or is missing.
     :ivar nodes: names of the other nodes that serve it or are about to.
+    :ivar over: of a split, names of the nodes that it lies over beside this one.
     :ivar idle: nobody asks for it, and it is loaded only when somebody does.
     """
 
@@ -42,6 +43,7 @@ class ModelStatus:
     standing: bool = False
     nodes: tuple[str, ...] = ()
     idle: bool = False
+    over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +90,31 @@ class DrainStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
+    """:ivar bandwidth_bytes_s: effective, as measured, 0 before; ``flops_s`` with a prompt."""
+
     id: str
     name: str
     total_bytes: int
     free_bytes: int
+    bandwidth_bytes_s: int = 0
+    flops_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LentStatus:
+    """What a node lends to one split.
+
+    :ivar host: name of the node that serves the model.
+    :ivar stage: `mesh.record.LeaseStage`; ``progress`` of seeding, 0 to 1.
+    """
+
+    model: str
+    host: str
+    layers: int
+    size_bytes: int
+    stage: str
+    progress: float = 0.0
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +122,7 @@ class NodeStatus:
     """:ivar degraded: sentences that say what is not as it should be; empty when all is well.
 
     :ivar problems: of the hardware, for people.
+    :ivar lends: what it gives to models that other nodes serve.
     """
 
     node: str
@@ -116,6 +140,7 @@ class NodeStatus:
     version: str = __version__
     mesh: MeshStatus | None = None
     drain: DrainStatus | None = None
+    lends: tuple[LentStatus, ...] = ()
 
     def model(self, name: str) -> ModelStatus | None:
         return next((model for model in self.models if model.name == name), None)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meshd.status import MeshStatus, ModelStatus, NodeStatus
+    from meshd.status import DeviceStatus, MeshStatus, ModelStatus, NodeStatus
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,7 +51,7 @@ def _lines(status: NodeStatus) -> Iterator[str]:
     for device in status.devices:
         yield (
             f"device   {device.id}  {device.name}, {size(device.free_bytes)} free of "
-            f"{size(device.total_bytes)}"
+            f"{size(device.total_bytes)}{_speed(device)}"
         )
     for problem in status.problems:
         yield f"problem  {problem}"
@@ -59,6 +59,20 @@ def _lines(status: NodeStatus) -> Iterator[str]:
         yield f"model    {_model(model)}"
         if model.detail:
             yield f"         {model.detail}"
+    for lent in status.lends:
+        percent = f" {lent.progress:.0%}" if lent.stage == "seeding" else ""
+        yield (
+            f"lends    {lent.layers} layers of {lent.model} to {lent.host}, "
+            f"{size(lent.size_bytes)}: {lent.stage}{percent}"
+        )
+        if lent.detail:
+            yield f"         {lent.detail}"
+
+
+def _speed(device: DeviceStatus) -> str:
+    if not device.bandwidth_bytes_s:
+        return ""
+    return f", reads {device.bandwidth_bytes_s / 1e9:.3g} GB/s, {device.flops_s / 1e12:.3g} TFLOPS"
 
 
 def _model(model: ModelStatus) -> str:
@@ -71,8 +85,9 @@ def _model(model: ModelStatus) -> str:
         return f"{model.name}: {model.state} on {', '.join(model.nodes)}, {shape}"
     shape += f", {size(model.memory_bytes)}"
     restarts = f", {model.restarts} restarts" if model.restarts else ""
+    over = f" over {', '.join(model.over)}" if model.over else ""
     others = f", also on {', '.join(model.nodes)}" if model.nodes else ""
-    return f"{model.name}: {model.state}, {model.strategy}, {shape}{restarts}{others}"
+    return f"{model.name}: {model.state}, {model.strategy}{over}, {shape}{restarts}{others}"
 
 
 def _mesh(mesh: MeshStatus) -> str:
