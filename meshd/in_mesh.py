@@ -23,6 +23,7 @@ from meshd.mesh_port import alone
 from meshd.mesh_routes import PATIENCE_MS, Ways
 from meshd.mesh_share import Around
 from meshd.mesh_status import member_lines
+from meshd.node.link import NetworkWatch
 from meshd.own_record import Moving
 from meshd.paths import Paths
 from meshd.pipeline import Proposal, Sought
@@ -77,6 +78,7 @@ class InMesh:
         self._present: tuple[tuple[str, Status], ...] = ()
         self._calm_since_s = clock()
         self._doctor: DoctorSummary | None = None
+        self._network = NetworkWatch()
         self._drain_until_s: float | None = None
         self._loading_since_s: dict[tuple[str, str], float] = {}
 
@@ -91,6 +93,7 @@ class InMesh:
         if joined is not None:
             if serves and joined.suits(config):
                 await joined.keep_up(self._paths.tls, self._clock())
+                await self._network.look(joined.reached())
                 return
             self._joined = None
             await joined.part(back_in_s=_REJOIN_S if serves else None)
@@ -156,6 +159,7 @@ class InMesh:
                 rtt=joined.prober.records(),
                 doctor=self._doctor,
                 draining=self._drain_until_s is not None,
+                network_bytes_s=self._network.bytes_s,
             ),
             before=own.record if own else None,
             window_s=_CLAIM_WINDOW_S[joined.settings.preset],

@@ -49,6 +49,11 @@ class Joined:
         """Whether the configuration still means this mesh, reached in this way."""
         return (self.settings, self.lan) == (config.mesh, config.discovery.lan)
 
+    def reached(self) -> frozenset[str]:
+        """Addresses of other nodes, of each the one that answers best."""
+        best = map(self.prober.best_address, (one.id for one in self.session.view().members))
+        return frozenset(filter(None, best))
+
     async def keep_up(self, tls: Path, now_s: float) -> None:
         """Notice other addresses of this machine, and a certificate that nears its end; most calls
         do nothing.

@@ -53,6 +53,7 @@ class Moving:
     rtt: tuple[RttRecord, ...] = ()
     doctor: DoctorSummary | None = None
     draining: bool = False
+    network_bytes_s: int = 0
 
 
 def own_record(
@@ -90,6 +91,7 @@ def own_record(
         rtt=moving.rtt,
         doctor=moving.doctor,
         draining=moving.draining,
+        network_bytes_s=moving.network_bytes_s,
     )
 
 
@@ -197,15 +199,26 @@ def _devices(node: NodeView, budgets: Budgets, limit: Limit) -> tuple[DeviceReco
         for gpu in node.gpus
     )
     ram = node.hardware.ram
-    return (
-        *gpus,
-        DeviceRecord(
-            id=RAM,
-            name=node.hardware.cpu.name,
-            total_bytes=ram.total_bytes,
-            free_bytes=_step(ram.available_bytes),
-            plannable_bytes=_plannable(budgets.free(RAM), limit.ram_bytes),
-        ),
+    memory = DeviceRecord(
+        id=RAM,
+        name=node.hardware.cpu.name,
+        total_bytes=ram.total_bytes,
+        free_bytes=_step(ram.available_bytes),
+        plannable_bytes=_plannable(budgets.free(RAM), limit.ram_bytes),
+    )
+    return tuple(_with_speed(one, node) for one in (*gpus, memory))
+
+
+def _with_speed(device: DeviceRecord, node: NodeView) -> DeviceRecord:
+    speed = node.speed(device.id)
+    if speed is None:
+        return device
+    return replace(
+        device,
+        bandwidth_bytes_s=speed.bandwidth_bytes_s,
+        flops_s=speed.flops_s,
+        lent_bandwidth_bytes_s=speed.lent_bandwidth_bytes_s,
+        lent_flops_s=speed.lent_flops_s,
     )
 
 

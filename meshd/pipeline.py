@@ -20,6 +20,7 @@ from meshd.mesh.record import HeldModel
 from meshd.mesh_share import Around, Share, share
 from meshd.node.inventory import Hardware
 from meshd.node.selection import select_gpus
+from meshd.node.speed import Speed
 from meshd.paths import Paths
 from meshd.planner.claims import Engine
 from meshd.planner.lent import Lent
@@ -57,6 +58,7 @@ class Observation:
     :ivar engine_problem: why `engine` is None.
     :ivar candidates: the models of its configuration, then those that it was asked to look for.
     :ivar held: all models in its folders.
+    :ivar speeds: of its devices, those that were measured.
     """
 
     hardware: Hardware
@@ -64,6 +66,7 @@ class Observation:
     engine_problem: str
     candidates: tuple[Candidate, ...]
     held: tuple[HeldModel, ...] = ()
+    speeds: tuple[Speed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,7 @@ def node_view(config: Config, observation: Observation, running: tuple[Running, 
         candidates=observation.candidates,
         running=running,
         name=config.node.name or observation.hardware.hostname,
+        speeds=observation.speeds,
     )
 
 

@@ -7,12 +7,15 @@ is not known, and the planner takes a cautious figure.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
 from meshd.node.speed import rounded
 from meshd.node.sysfs import read_number
@@ -22,6 +25,21 @@ _PAYLOAD_SHARE = 1448 / 1538
 # Between nodes on one machine nothing is as slow as a network; what a veth says of itself.
 _LOOPBACK_MBIT_S = 10_000
 _PEERS_MOST = 64
+
+
+class NetworkWatch:
+    """:ivar bytes_s: towards those that were last named, 0 when not known."""
+
+    def __init__(self) -> None:
+        self._reached: frozenset[str] = frozenset()
+        self.bytes_s = 0
+
+    async def look(self, addresses: frozenset[str]) -> None:
+        """Read it again where other nodes are reached than before."""
+        if addresses != self._reached:
+            self._reached = addresses
+            with contextlib.suppress(OSError, NetlinkError):
+                self.bytes_s = await asyncio.to_thread(network_bytes_s, sorted(addresses))
 
 
 def network_bytes_s(addresses: Iterable[str], root: Path = Path("/")) -> int:

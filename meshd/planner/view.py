@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Gpu, Hardware
+from meshd.node.speed import Speed
 from meshd.planner.lent import Lent
 from meshd.planner.plan import Decision
 
@@ -50,6 +51,7 @@ class NodeView:
     :ivar name: for people.
     :ivar lent: what it lends to others' splits; of those in `lent_resident` (instances) the memory
         is taken already.
+    :ivar speeds: of its devices, those that were measured.
     """
 
     id: str
@@ -62,9 +64,13 @@ class NodeView:
     name: str = ""
     lent: tuple[Lent, ...] = ()
     lent_resident: frozenset[str] = frozenset()
+    speeds: tuple[Speed, ...] = ()
 
     def candidate(self, model: str) -> Candidate | None:
         return next((c for c in self.candidates if c.model == model), None)
+
+    def speed(self, device: str) -> Speed | None:
+        return next((one for one in self.speeds if one.device == device), None)
 
 
 @dataclass(frozen=True, slots=True)
