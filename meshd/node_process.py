@@ -15,15 +15,20 @@ from meshd.console.server import ConsoleServer
 from meshd.control import ControlServer
 from meshd.doctor.run import summary
 from meshd.drain_order import DrainOrder
+from meshd.engine.locate import RPC_SERVER, require
 from meshd.errors import UserError
 from meshd.exposure import Exposure
 from meshd.gateway.child import GatewayChild
 from meshd.load_watch import LoadWatch
 from meshd.mesh_by_role import MeshByRole
+from meshd.node_splits import NodeSplits
 from meshd.notify import Notifier
 from meshd.observe import NodeObserver
 from meshd.paths import Paths
 from meshd.persistence import Disk
+from meshd.seeding.background import Seeding
+from meshd.seeding.seed import Tools
+from meshd.seeding.store import Store
 from meshd.shared_models import share_models
 from meshd.speed_watch import SpeedWatch
 from meshd.supervisor import Supervisor
@@ -124,6 +129,14 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         mesh=mesh,
         loads=loads,
         drain=DrainOrder(paths.drain),
+        splits=NodeSplits(
+            paths,
+            lambda: _each(woken),
+            Seeding(
+                Tools(Store(paths.rpc_cache), lambda: _rpc_server(paths), paths.tls),
+                lambda: _each(woken),
+            ),
+        ),
     )
     woken.append(supervisor.wake)
     doors.bind(supervisor)
@@ -135,6 +148,14 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         await doors.close()
         await applier.close()
         os.close(lock)
+
+
+def _rpc_server(paths: Paths) -> Path:
+    """:raises UserError: there is none."""
+    program = require(paths).binary(RPC_SERVER)
+    if program is None:
+        raise UserError("the engine has no rpc-server", hint="meshd engine install")
+    return program
 
 
 def _each(calls: list[Callable[[], None]]) -> None:
@@ -176,7 +197,7 @@ async def _restarts(connection: DbusSystemd) -> bool:
 
 def _prepare(paths: Paths) -> int:
     """Make the folders and take the lock that keeps a second brain out."""
-    for folder in (paths.state, paths.run, paths.engines):
+    for folder in (paths.state, paths.run, paths.engines, paths.guards):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
