@@ -1,6 +1,7 @@
 """How fast a model decodes where it lies: what each device reads for a token, and the ways between.
 
-    t_token = sum(bytes read / effective bandwidth + overhead of a graph) + sum(RTT + activations)
+    t_token = sum over devices (bytes read / effective bandwidth + overhead of a graph)
+            + layers * overhead of one + sum over the others' devices (RTT + activations)
 
 Weights are read once a token (of experts, only those that are used), and the KV cache as far as it
 is filled. The output layer is the host's, so logits never cross the network. docs/splits.md holds
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from meshd.mesh.record import DeviceRecord, NodeRecord, Part
 from meshd.models.facts import GgufFacts, LayerFacts
+from meshd.node.speed import LAYER_S
 from meshd.planner.kv import ContextSettings, layer_bytes
 from meshd.planner.layout import RAM
 from meshd.planner.needs import placement_of_layout
@@ -28,11 +30,14 @@ class Calibration:
     """Constants of the engine.
 
     :ivar graph_s: what one device's part of a token costs beside what it reads.
+    :ivar layer_s: likewise one layer, on whatever device; `node.speed` measures bandwidths less
+        this.
     :ivar fill_tokens: of the context, how many a typical request has filled.
     :ivar network_bytes_s: assumed where a node does not know its own: 1 Gbit/s.
     """
 
     graph_s: float = 0.0002
+    layer_s: float = LAYER_S
     fill_tokens: int = 1024
     network_bytes_s: int = 100_000_000
 
@@ -41,7 +46,7 @@ CALIBRATION = Calibration()
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Pace:
     """Of one device, effective. :ivar measured: else they are conservative guesses by its kind."""
 
     bytes_s: float
@@ -50,14 +55,14 @@ class Speed:
 
 
 # Slower than nearly every device of its kind, so that measuring only ever brings good news.
-_PROCESSOR = Speed(10e9, 50e9, measured=False)
-_UNIFIED = Speed(40e9, 1e12, measured=False)
-_GPU = Speed(150e9, 5e12, measured=False)
+_PROCESSOR = Pace(10e9, 50e9, measured=False)
+_UNIFIED = Pace(40e9, 1e12, measured=False)
+_GPU = Pace(150e9, 5e12, measured=False)
 
 
-def speed_of(
+def pace_of(
     device: DeviceRecord | None, *, gpu: bool, unified: bool = False, lent: bool = False
-) -> Speed:
+) -> Pace:
     """What a record says of its device, guesses in place of what was not measured.
 
     :param lent: an rpc-server computes there.
@@ -69,17 +74,17 @@ def speed_of(
     if lent:
         bytes_s = device.lent_bandwidth_bytes_s or bytes_s
         flops_s = device.lent_flops_s or flops_s
-    return Speed(
+    return Pace(
         float(bytes_s) if bytes_s > 0 else guess.bytes_s,
         float(flops_s) if flops_s > 0 else guess.flops_s,
         measured=bytes_s > 0,
     )
 
 
-def device_speeds(record: NodeRecord | None, *, lent: bool = False) -> dict[str, Speed]:
+def device_paces(record: NodeRecord | None, *, lent: bool = False) -> dict[str, Pace]:
     """By device id."""
     return {
-        one.id: speed_of(one, gpu=one.id != RAM, unified=one.unified, lent=lent)
+        one.id: pace_of(one, gpu=one.id != RAM, unified=one.unified, lent=lent)
         for one in (record.devices if record is not None else ())
     }
 
@@ -104,6 +109,11 @@ def _used(facts: GgufFacts, layer: LayerFacts) -> int:
     return layer.expert_bytes * facts.experts_used // facts.experts if facts.experts else 0
 
 
+def layers_s(facts: GgufFacts, calibration: Calibration = CALIBRATION) -> float:
+    """What the number of layers costs, wherever they lie."""
+    return calibration.layer_s * sum(not layer.prediction for layer in facts.layers)
+
+
 def output_read(facts: GgufFacts) -> int:
     return facts.output_bytes + facts.other_bytes
 
@@ -124,7 +134,7 @@ def predict_solo(
     facts: GgufFacts,
     layout: Layout,
     context: int,
-    speeds: Mapping[str, Speed],
+    speeds: Mapping[str, Pace],
     *,
     unified: Sequence[str] = (),
     calibration: Calibration = CALIBRATION,
@@ -142,10 +152,10 @@ def predict_solo(
         read[place] = read.get(place, 0) + others
         read[home] = read.get(home, 0) + experts
     read[placement.output] = read.get(placement.output, 0) + output_read(facts)
-    token_s = 0.0
+    token_s = layers_s(facts, calibration)
     for place, size_bytes in read.items():
         device = RAM if place == HOST else place
-        guess = speed_of(None, gpu=place != HOST, unified=device in unified)
+        guess = pace_of(None, gpu=place != HOST, unified=device in unified)
         token_s += size_bytes / speeds.get(device, guess).bytes_s + calibration.graph_s
     return rounded(1 / token_s) if token_s > 0 else 0.0
 
@@ -157,24 +167,26 @@ def ubatch_s(
     host: str,
     *,
     context: int,
+    first_layer: int = 0,
     tokens: int = 512,
     calibration: Calibration = CALIBRATION,
 ) -> float:
     """Expected seconds of one micro-batch of a prompt on the slowest stage, way and all, when the
     context is nearly full: what a guard should wait before it takes a peer for lost.
 
+    :param parts: those of interest, in the order of the model's layers from `first_layer` on.
     :param records: of the nodes that have parts, by id.
     """
     stored = sum(layer.weight_bytes for layer in facts.layers) + facts.embedding_bytes
     stored += 0 if facts.tied_embeddings else facts.output_bytes
     weights_a_byte = facts.parameters / stored if stored else 0.0
-    first, slowest_s = 0, 0.0
+    first, slowest_s = first_layer, 0.0
     for part in parts:
         layers = facts.layers[first : first + part.layers]
         first += part.layers
         record = records.get(part.node)
-        speeds = device_speeds(record, lent=part.node != host)
-        speed = speeds.get(part.device) or speed_of(None, gpu=part.device != RAM)
+        speeds = device_paces(record, lent=part.node != host)
+        speed = speeds.get(part.device) or pace_of(None, gpu=part.device != RAM)
         active = sum(
             _used(facts, one) + one.weight_bytes - one.expert_bytes
             for one in layers

@@ -1,0 +1,347 @@
+"""Nodes that may hold a part of a split of ours, what they have, and why the others may not. Pure.
+
+What is worked out of a view is kept while its members are the same objects, and what is worked out
+of a record while that is: a mesh of a thousand nodes is looked through for every model, and most of
+the time one record of it is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final
+
+from meshd.mesh.record import EngineRecord, MemoryUse, NodeRecord, Part, Stage
+from meshd.mesh.view import MemberView, MeshView, Status
+from meshd.planner.layout import RAM
+from meshd.planner.pace import CALIBRATION, Pace, device_paces
+from meshd.planner.plan import Code, Strategy
+from meshd.planner.same_engine import engines_differ
+
+ENTER_MS: Final = 80.0
+"""A node farther away takes no part in a new split; one that takes part leaves beyond `STAY_MS`."""
+STAY_MS: Final = 100.0
+
+# How much slower a split may be for leaving a node to others: the only one that can serve another
+# model, the best one for it, one that serves it now, one that stands by.
+ONLY_HOME, BEST_HOME, SERVES, STANDS_BY = 0.05, 0.03, 0.03, 0.10
+
+_SOLO = (Strategy.SOLO_GPU, Strategy.SOLO_OFFLOAD, Strategy.SOLO_CPU)
+_HOLDS = (Stage.CLAIMED, Stage.LOADING, Stage.READY, Stage.DRAINING)
+_ANY = ""
+_SEEN_MOST, _NEAR_MOST = 8192, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A device that may hold layers. :ivar pool: the device that its memory is counted on."""
+
+    device: str
+    pool: str
+    plannable_bytes: int
+    pace: Pace
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Memory of one node that a model holds, or is the only one to be able to."""
+
+    pool: str
+    model: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node that may take part. :ivar needed: by which other models, and how much that weighs."""
+
+    id: str
+    name: str
+    rtt_s: float
+    network_bytes_s: int
+    places: tuple[Place, ...]
+    taken: tuple[Taken, ...] = ()
+    needed: tuple[tuple[str, float], ...] = ()
+
+    def penalty(self, model: str) -> float:
+        return max((share for other, share in self.needed if other != model), default=0.0)
+
+    def room(self, place: Place, model: str, *, idle: bool) -> int:
+        """:param idle: only what no other model holds."""
+        return place.plannable_bytes - (taken_by_others(self.taken, place.pool, model) * idle)
+
+
+@dataclass(frozen=True, slots=True)
+class Solo:
+    """How a node would serve a model alone."""
+
+    node: str
+    tokens_s: float
+    fingerprint: str
+    strategy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """:ivar barred: those that may not take part: node, name, cause.
+
+    :ivar solos: the other nodes' own ways to serve a model. :ivar pinned: names and ids of the only
+        nodes that may have a part of a model; a model that is not there may be anywhere.
+    :ivar own_taken: of this node's own memory.
+    """
+
+    peers: tuple[Peer, ...]
+    barred: tuple[tuple[str, str, Code, str], ...]
+    solos: Mapping[str, tuple[Solo, ...]]
+    pinned: Mapping[str, frozenset[str]]
+    own_taken: tuple[Taken, ...]
+    _ranked: dict[tuple[int, bool], tuple[Peer, ...]] = field(default_factory=dict, compare=False)
+
+    def ranked(self, size_bytes: int, *, idle: bool) -> tuple[Peer, ...]:
+        """The most promising first, for a model of about this size: by the seconds that a byte
+        takes on their best device when it is as full as the model makes it, all costs reckoned in.
+        """
+        key = (max(1, size_bytes).bit_length(), idle)
+        found = self._ranked.get(key)
+        if found is None:
+            most = 1 << key[0]
+            ordered = sorted((_price(peer, most, idle=idle), peer.id, peer) for peer in self.peers)
+            found = self._ranked[key] = tuple(peer for price, _, peer in ordered if price < inf)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one record says, looked up once."""
+
+    record: NodeRecord
+    rtt: Mapping[str, float]
+    pools: Mapping[str, str]
+    places: tuple[Place, ...]
+    solos: tuple[tuple[str, Solo, tuple[MemoryUse, ...]], ...]
+    pins: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+_seen: dict[str, _Seen] = {}
+_near: dict[str, tuple[tuple[MemberView, ...], EngineRecord | None, Near]] = {}
+
+
+def near(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
+    """Everything that a search for splits with `me` as host wants to know of the others."""
+    kept = _near.get(me)
+    if kept is not None and kept[0] is view.members and kept[1] == engine:
+        return kept[2]
+    made = _made(view, me, engine)
+    if len(_near) >= _NEAR_MOST:
+        _near.clear()
+    _near[me] = (view.members, engine, made)
+    return made
+
+
+def bar(
+    member: MemberView, own: NodeRecord, rtt_ms: float | None, *, inside: bool = False
+) -> tuple[Code, str] | None:
+    """Why a node may not hold a part of a split of ours; None where it may.
+
+    :param own: our record as it is, of which the engine counts.
+    :param inside: it holds one already: what passes is no reason to stop a model.
+    """
+    record = member.record
+    if record.role == "client":
+        return Code.ROLE, "its role is client"
+    if record.draining:
+        return Code.DRAINED_NODE, "it is being drained"
+    if member.status is not Status.ALIVE and not (inside and member.status is Status.SUSPECT):
+        return Code.SUSPECT, "it has been silent for a moment"
+    if why := engines_differ(own, record):
+        return Code.OTHER_BUILD, why
+    if rtt_ms is None:
+        return None if inside else (Code.RTT_UNKNOWN, "how far away it is is not measured yet")
+    if rtt_ms > (STAY_MS if inside else ENTER_MS):
+        return Code.FAR, f"{rtt_ms:.0f} ms away, {ENTER_MS:.0f} ms at most"
+    return None
+
+
+def rtt_between(own: NodeRecord | None, other: NodeRecord) -> float | None:
+    """In ms, as either has measured it: the shorter one, for a busy node measures too much."""
+    there = _see(other).rtt.get(own.id) if own is not None else None
+    here = _see(own).rtt.get(other.id) if own is not None else None
+    return min((one for one in (here, there) if one is not None), default=None)
+
+
+def places_of(record: NodeRecord) -> tuple[Place, ...]:
+    """A node's devices that may hold layers: GPUs, the fastest first, then RAM, unless a GPU has
+    its memory there: of the two that share it, the GPU is the faster.
+    """
+    return _see(record).places
+
+
+def pool_of(record: NodeRecord, device: str) -> str:
+    """The device on which a part's memory is counted."""
+    return _see(record).pools.get(device, device)
+
+
+def taken_by_others(taken: Iterable[Taken], pool: str, model: str) -> int:
+    return sum(one.size_bytes for one in taken if one.pool == pool and one.model != model)
+
+
+def _see(record: NodeRecord) -> _Seen:
+    kept = _seen.get(record.id)
+    if kept is not None and kept.record is record:
+        return kept
+    rtt = {one.peer: one.median_ms for one in record.rtt if 0 <= one.median_ms < inf}
+    pools = {one.id: RAM if one.unified else one.id for one in record.devices}
+    plannable = {one.id: one.plannable_bytes for one in record.devices}
+    paces = device_paces(record, lent=True)
+    shared = next((one.id for one in record.devices if one.unified), RAM)
+    places = sorted(
+        (
+            Place(one.id, pools[one.id], plannable.get(pools[one.id], 0), paces[one.id])
+            for one in record.devices
+            if pools[one.id] != RAM or one.id == shared
+        ),
+        key=lambda place: (place.device == RAM, -place.pace.bytes_s, place.device),
+    )
+    solos = tuple(
+        (
+            one.model,
+            Solo(record.id, one.tokens_s, one.fingerprint, one.strategy),
+            one.memory,
+        )
+        for one in record.offers
+        if one.strategy in _SOLO and not one.problem
+    )
+    pins = tuple((one.model, one.nodes) for one in record.wishes if one.nodes)
+    seen = _Seen(record, rtt, pools, tuple(places), solos, pins)
+    if len(_seen) >= _SEEN_MOST:
+        _seen.clear()
+    _seen[record.id] = seen
+    return seen
+
+
+def _made(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
+    mine = view.member(me)
+    own = mine.record if mine is not None else NodeRecord(me)
+    asking = NodeRecord(me, name=own.name, engine=engine)
+    here = _see(own).rtt
+    peers: list[tuple[MemberView, float]] = []
+    barred: list[tuple[str, str, Code, str]] = []
+    for member in sorted(view.members, key=lambda one: one.id):
+        if member.id == me:
+            continue
+        far = [
+            one for one in (here.get(member.id), _see(member.record).rtt.get(me)) if one is not None
+        ]
+        rtt_ms = min(far, default=None)
+        why = bar(member, asking, rtt_ms)
+        if why is not None:
+            barred.append((member.id, member.record.name or member.id, *why))
+        elif rtt_ms is not None:
+            peers.append((member, rtt_ms))
+    solos, needed, taken = _burdens(view)
+    pinned: dict[str, set[str]] = {}
+    for member in view.members:
+        seen = _see(member.record)
+        for model, names in seen.pins:
+            pinned.setdefault(model, set()).update(names)
+    return Near(
+        peers=tuple(
+            Peer(
+                id=member.id,
+                name=member.record.name or member.id,
+                rtt_s=rtt_ms / 1000,
+                network_bytes_s=member.record.network_bytes_s,
+                places=_see(member.record).places,
+                taken=tuple(taken.get(member.id, ())),
+                needed=(
+                    *sorted(needed.get(member.id, {}).items()),
+                    *(((_ANY, STANDS_BY),) if member.record.role == "standby" else ()),
+                ),
+            )
+            for member, rtt_ms in peers
+        ),
+        barred=tuple(barred),
+        solos={
+            model: tuple(one for one in found if one.node != me) for model, found in solos.items()
+        },
+        pinned={model: frozenset(names) for model, names in pinned.items()},
+        own_taken=tuple(taken.get(me, ())),
+    )
+
+
+def _burdens(
+    view: MeshView,
+) -> tuple[dict[str, list[Solo]], dict[str, dict[str, float]], dict[str, list[Taken]]]:
+    """Who can serve what alone; which nodes are needed, by model; what memory is taken, by node."""
+    solos: dict[str, list[Solo]] = {}
+    memory: dict[tuple[str, str], tuple[MemoryUse, ...]] = {}
+    taken: dict[str, list[Taken]] = {}
+    needed: dict[str, dict[str, float]] = {}
+    running: set[str] = set()
+    records = {member.id: member.record for member in view.members}
+    for member in sorted(view.members, key=lambda one: one.id):
+        record = member.record
+        if member.status is Status.ALIVE and not record.draining:
+            for model, solo, uses in _see(record).solos:
+                solos.setdefault(model, []).append(solo)
+                memory[model, member.id] = uses
+        for one in record.assignments:
+            if one.stage not in _HOLDS:
+                continue
+            running.add(one.model)
+            uses = one.memory
+            _take(taken, record, one.model, ((use.device, use.size_bytes) for use in uses))
+            if one.stage is Stage.READY:
+                needed.setdefault(member.id, {})[one.model] = SERVES
+            for part in one.parts:
+                if part.node != member.id and part.node in records:
+                    lender = records[part.node]
+                    _take(taken, lender, one.model, ((part.device, part.size_bytes),))
+    for model, found in solos.items():
+        best = min(
+            found, key=lambda one: (_SOLO.index(Strategy(one.strategy)), -one.tokens_s, one.node)
+        )
+        share = ONLY_HOME if len(found) == 1 else BEST_HOME
+        shares = needed.setdefault(best.node, {})
+        shares[model] = max(share, shares.get(model, 0.0))
+        if len(found) == 1 and model not in running:
+            # What nobody else can serve is as good as there.
+            uses = memory[model, best.node]
+            _take(taken, records[best.node], model, ((u.device, u.size_bytes) for u in uses))
+    return solos, needed, taken
+
+
+def _take(
+    taken: dict[str, list[Taken]],
+    record: NodeRecord,
+    model: str,
+    uses: Iterable[tuple[str, int]],
+) -> None:
+    pools = _see(record).pools
+    taken.setdefault(record.id, []).extend(
+        Taken(pools.get(device, device), model, size_bytes) for device, size_bytes in uses
+    )
+
+
+def _price(peer: Peer, size_bytes: int, *, idle: bool) -> float:
+    price = inf
+    for place in peer.places:
+        room = min(size_bytes, peer.room(place, _ANY, idle=idle))
+        if room > 0:
+            fixed_s = CALIBRATION.graph_s + peer.rtt_s
+            price = min(price, 1 / place.pace.bytes_s + fixed_s / room)
+    return price
+
+
+def parts_by_node(
+    parts: Iterable[Part], records: Mapping[str, NodeRecord]
+) -> dict[str, dict[str, int]]:
+    """Bytes that a split's parts take, by node and pool."""
+    sums: dict[str, dict[str, int]] = {}
+    for part in parts:
+        record = records.get(part.node)
+        pool = pool_of(record, part.device) if record is not None else part.device
+        node = sums.setdefault(part.node, {})
+        node[pool] = node.get(pool, 0) + part.size_bytes
+    return sums
