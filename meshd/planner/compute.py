@@ -28,8 +28,12 @@ def compute_bytes(
     phases = [0]
     if placement.output == device and facts.output_bytes:
         logits = facts.vocabulary_size * settings.logits_rows * _F32
-        live = 9 if placement.pipelined else 4 if placement.devices else 5
-        phases.append(mask + logits + live * hidden)
+        if device == HOST and device not in placement.layers:
+            # A split's: nothing but what crosses over from the last device, and its norm.
+            phases.append(logits + 2 * hidden)
+        else:
+            live = 9 if placement.pipelined else 4 if placement.devices else 5
+            phases.append(mask + logits + live * hidden)
     if device == HOST and placement.devices:
         # The inputs, embedding rows and masks, and what crosses to the first device.
         crossing = 10 if placement.pipelined else 4 if settings.flash_attention else 5

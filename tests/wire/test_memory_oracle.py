@@ -14,7 +14,7 @@ from meshd.models.gguf_facts import read_facts
 from meshd.planner.kv import ContextSettings
 from meshd.planner.memory import DeviceMemory, estimate
 from meshd.planner.placement import on_host, solo, split
-from tools.memory_table.cases import BATCH
+from tools.memory_table.cases import BATCH, Split
 from tools.memory_table.models import MODELS
 from tools.memory_table.oracle import MIB, Reported, fit_params, loaded, rpc_servers
 from tools.memory_table.sparse import write
@@ -75,6 +75,29 @@ def test_with_experts_in_ram(engine: Place, endpoints: tuple[str, ...], tmp_path
     flags = ["--rpc", endpoints[0], "--gpu-layers", "all", "--n-cpu-moe", "9"]
     ours = estimate(facts, solo(facts, "RPC0", n_cpu_moe=9), ONE)
     agree(ours, fit_params(engine, path, ONE, flags))
+
+
+@pytest.mark.parametrize("settings", [ONE, FOUR])
+@pytest.mark.parametrize("shares", [(1.0,), (0.6,), (0.3, 0.4), (0.5, 0.5)])
+@pytest.mark.parametrize("name", ["llama-3.2-3b", "qwen2.5-7b", "qwen3-30b-a3b", "gemma-3-27b"])
+def test_of_a_split(
+    name: str,
+    shares: tuple[float, ...],
+    settings: ContextSettings,
+    engine: Place,
+    endpoints: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    """Over one member or two; the host has no GPU, or the last device stands in for one."""
+    path = write(SHAPES[name], tmp_path)
+    facts = read_facts(path)
+    split = Split(shares)
+    ours = estimate(facts, split.placement(facts), settings)
+    agree(ours, fit_params(engine, path, settings, split.flags(facts, endpoints)))
+    if len(shares) > 1:
+        split = replace(split, own_gpu=True)
+        ours = estimate(facts, split.placement(facts), settings)
+        agree(ours, fit_params(engine, path, settings, split.flags(facts, endpoints)))
 
 
 @pytest.mark.parametrize("name", ["tiny.gguf", "tiny-draft.gguf", "tiny-moe.gguf"])

@@ -79,7 +79,7 @@ def _compare(
     facts = read_facts(path)
     for case in cases(facts):
         try:
-            reported = fit_params(engine, path, case.settings, case.flags(endpoints))
+            reported = fit_params(engine, path, case.settings, case.flags(facts, endpoints))
         except OracleError as error:
             failures.append(f"{shape.name}: {case.name}, {described(case.settings)}: {error}")
             continue

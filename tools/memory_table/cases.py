@@ -3,17 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from meshd.models.facts import GgufFacts
 from meshd.planner.kv import ContextSettings
-from meshd.planner.placement import Placement, on_host, split
+from meshd.planner.placement import HOST, Placement, on_host, pipeline, split
+from meshd.units.flags import OUTPUT_ON_CPU
 
 BATCH = 2048
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """A model over several nodes, told to the engine as `meshd.units.split_layout` does.
+
+    :ivar shares: of the blocks, for each device; what remains is in the host's RAM.
+    :ivar own_gpu: the last device stands in for a GPU of the host's, which has the output layer.
+    """
+
+    shares: tuple[float, ...]
+    own_gpu: bool = False
+
+    def placement(self, facts: GgufFacts) -> Placement:
+        blocks = self._blocks(facts)
+        names = [f"RPC{number}" for number in range(len(blocks))]
+        return pipeline(
+            facts,
+            len(facts.layers) - sum(blocks),
+            list(zip(names, blocks, strict=True)),
+            output=names[-1] if self.own_gpu else HOST,
+        )
+
+    def flags(self, facts: GgufFacts, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+        blocks = self._blocks(facts)
+        told = (*blocks[:-1], blocks[-1] + 1)
+        return (
+            *("--rpc", ",".join(endpoints[: len(blocks)])),
+            *("--device", ",".join(f"RPC{number}" for number in range(len(blocks)))),
+            *("--gpu-layers", str(sum(told)), "--tensor-split", ",".join(map(str, told))),
+            *(() if self.own_gpu else ("--override-tensor", OUTPUT_ON_CPU)),
+        )
+
+    def _blocks(self, facts: GgufFacts) -> tuple[int, ...]:
+        ends = [
+            round(sum(self.shares[: i + 1]) * len(facts.layers)) for i in range(len(self.shares))
+        ]
+        return tuple(end - start for start, end in pairwise((0, *ends)))
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
-    """:ivar devices: stand-in GPUs. ``gpu_layers`` None is all, ``cpu_moe`` as ``--n-cpu-moe``."""
+    """:ivar devices: stand-in GPUs. ``gpu_layers`` None is all, ``cpu_moe`` as ``--n-cpu-moe``.
+
+    :ivar split: over nodes, instead of all that.
+    """
 
     name: str
     settings: ContextSettings
@@ -21,8 +64,11 @@ class Case:
     shares: tuple[float, ...] = ()
     gpu_layers: int | None = None
     cpu_moe: int = 0
+    split: Split | None = None
 
-    def flags(self, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+    def flags(self, facts: GgufFacts, endpoints: tuple[str, ...]) -> tuple[str, ...]:
+        if self.split:
+            return self.split.flags(facts, endpoints)
         if not self.devices:
             return ("--device", "none")
         layers = "all" if self.gpu_layers is None else str(self.gpu_layers)
@@ -34,6 +80,8 @@ class Case:
         return tuple(chosen)
 
     def placement(self, facts: GgufFacts) -> Placement:
+        if self.split:
+            return self.split.placement(facts)
         if not self.devices:
             return on_host(facts)
         return split(
@@ -59,6 +107,10 @@ _CASES = (
     Case("one GPU, 10 layers", _ONE, 1, gpu_layers=10),
     Case("two GPUs 3:2", _ONE, 2, (3, 2)),
     Case("two GPUs 1:1", _Q8, 2, (1, 1)),
+    Case("a node lends 60 %", _ONE, split=Split((0.6,))),
+    Case("two nodes lend all", _Q8, split=Split((0.5, 0.5))),
+    Case("two nodes lend 70 %", _FOUR, split=Split((0.3, 0.4))),
+    Case("a node lends 60 %, GPU", _ONE, split=Split((0.6, 0.4), own_gpu=True)),
 )
 _MIXED = (Case("one GPU", replace(_ONE, key_type="q8_0", value_type="q5_1"), 1),)
 _EXPERTS = (
