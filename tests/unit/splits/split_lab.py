@@ -1,4 +1,4 @@
-"""Whole nodes under a virtual clock: the real pipeline, deeds and split watch of each, with engines,
+"""Whole nodes under a virtual clock: the real pipeline, deeds and split watch of each; engines,
 guards and weight caches that are only said to run.
 """
 
