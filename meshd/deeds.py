@@ -20,10 +20,14 @@ _FIRST_MOST = 10
 
 @dataclass(frozen=True, slots=True)
 class EngineNow:
-    """One of this node's engines. :ivar detail: why it failed, or ""."""
+    """One of this node's engines.
+
+    :ivar detail: why it failed, or "". :ivar progress: of loading, 0 to 1.
+    """
 
     engine: Engine
     detail: str = ""
+    progress: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Deeds:
                 deed.assignment,
                 stage_s=now_s - deed.since_s,
                 engine=engines.get(model, _ABSENT).engine,
-                progress=deed.assignment.progress,
+                progress=engines.get(model, _ABSENT).progress,
                 detail=engines.get(model, _ABSENT).detail,
             )
             for model, deed in self._deeds.items()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from meshd.config.settings import Config
+from meshd.config.settings import Config, Limit
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.instance import instance_name
@@ -12,13 +12,15 @@ from meshd.mesh_share import Share
 from meshd.node.inventory import Hardware
 from meshd.paths import Paths
 from meshd.planner.hosting import Hosting
+from meshd.planner.layout import RAM
 from meshd.planner.plan import Decision, Plan, Strategy
 from meshd.planner.view import NodeView
+from meshd.revival import Revival
 from meshd.units.guard import host_guard_spec, member_guard_spec
 from meshd.units.llama import llama_spec
 from meshd.units.render import render_dropin
 from meshd.units.rpc import rpc_spec
-from meshd.units.spec import EngineKind, EngineSpec, EngineState, EngineStatus
+from meshd.units.spec import ATTEMPTS_MOST, EngineKind, EngineSpec, EngineState, EngineStatus
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ def engine_specs(
     paths: Paths,
     share: Share | None,
     given_up: frozenset[str],
+    revival: Revival,
 ) -> Specs:
     """:param engines: those that run. :param given_up: models whose engines are not to run."""
     found = Specs()
@@ -50,7 +53,7 @@ def engine_specs(
         candidate = node.candidate(decision.model)
         if not decision.served or candidate is None or candidate.facts is None:
             continue
-        if decision.model in given_up:
+        if decision.model in given_up or decision.model in revival.failed:
             continue
         assert build is not None
         name = instance_name(decision.model)
@@ -61,6 +64,7 @@ def engine_specs(
             engine = llama_spec(
                 decision, candidate.facts, build, hardware, paths, config.node.limit
             )
+            engine = _tried(engine, decision, node, config.node.limit, revival)
             if decision.strategy is not Strategy.PIPELINE:
                 found.specs.append(engine)
                 continue
@@ -90,6 +94,22 @@ def engine_specs(
             continue
         found.specs.extend(both)
     return found
+
+
+def _tried(
+    spec: EngineSpec, decision: Decision, node: NodeView, limit: Limit, revival: Revival
+) -> EngineSpec:
+    """With the number of its try; what once ran out of memory may still use as much."""
+    spec = replace(spec, attempt=min(revival.attempts.get(spec.unit, 0), ATTEMPTS_MOST))
+    ceiling = node.ceilings.get(decision.model)
+    if ceiling is None or spec.memory_max_bytes is None:
+        return spec
+    planned = sum(use.total_bytes for use in decision.memory if use.device == RAM)
+    most = spec.memory_max_bytes + max(0, ceiling.failed_bytes - planned) * 5 // 4
+    return replace(
+        spec,
+        memory_max_bytes=most if limit.ram_bytes is None else min(most, limit.ram_bytes),
+    )
 
 
 def _names(found: Specs) -> set[tuple[EngineKind, str]]:

@@ -25,6 +25,9 @@ from meshd.units.spec import EngineKind, EngineState
 
 _log = structlog.get_logger(__name__)
 
+# The last part takes as long as it takes.
+_DONE_MOST = 0.9
+
 _LOADS = (EngineState.STARTING, EngineState.RUNNING)
 
 
@@ -85,6 +88,18 @@ class LoadWatch:
             model: seen.load
             for model, unit in self._models.items()
             if (seen := self._seen.get(unit)) is not None and seen.load is not None
+        }
+
+    def progress(self) -> Mapping[str, float]:
+        """How far the loads are, 0 to 1 in steps of a tenth, by model: those of a known length.
+
+        By time: an engine does not say, and what it reads from memory is not counted as read.
+        """
+        now_s = self._clock()
+        return {
+            model: int(min(_DONE_MOST, (now_s - load.since_s) / load.load_s) * 10) / 10
+            for model, load in self.now().items()
+            if load.load_s > 0
         }
 
     def _keep(self) -> None:

@@ -27,11 +27,12 @@ from meshd.planner.lent import Lent
 from meshd.planner.place import plan
 from meshd.planner.plan import Plan
 from meshd.planner.view import Candidate, ClusterView, NodeView, Running
+from meshd.revival import Revival
 from meshd.status import (
     engine_of,
 )
 from meshd.units.diff import Action, changes, diff
-from meshd.units.render import render_dropin
+from meshd.units.render import attempt_in, render_dropin
 from meshd.units.spec import EngineSpec, EngineState, EngineStatus
 
 Answers = Callable[[str, int | None], bool]
@@ -79,6 +80,7 @@ class Proposal:
     :ivar left_alone: units that run on as they are although `specs` has none for them.
     :ivar waiting: by model, what its split waits for before its engine starts.
     :ivar lent: what this node lends to others' splits.
+    :ivar failed: by model, why its engine is not to run for now.
     """
 
     node: NodeView
@@ -94,6 +96,7 @@ class Proposal:
     left_alone: tuple[str, ...] = ()
     waiting: Mapping[str, str] = field(default_factory=dict)
     lent: tuple[Lent, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
 
 def propose(
@@ -104,13 +107,16 @@ def propose(
     paths: Paths,
     around: Around | None = None,
     given_up: frozenset[str] = frozenset(),
+    revival: Revival | None = None,
 ) -> Proposal:
     """One run from what was observed to what has to be done.
 
     :param around: the rest of the mesh; without it the node serves its own configuration.
     :param given_up: models whose engines are not to run, whatever the plan says.
+    :param revival: what is done about engines that hang or run out of memory.
     """
-    node = node_view(config, observation, running)
+    revival = revival or Revival()
+    node = replace(node_view(config, observation, running), ceilings=revival.ceilings)
     mine = None
     if around is not None:
         node = replace(node, id=around.self.id)
@@ -130,6 +136,7 @@ def propose(
         paths,
         mine,
         given_up,
+        revival,
     )
     specs, refused = found.specs, found.refused
     # What cannot be said to this engine build is no reason to stop what runs of another.
@@ -139,7 +146,10 @@ def propose(
     left_alone -= {spec.name for spec in specs}
     going_on = tuple(one for one in running if one.decision.model in kept)
     touched = [engine for engine in engines if engine.name not in left_alone]
-    actions = changes(diff(touched, specs, partial(render_dropin, paths=paths)))
+    actions = tuple(
+        _with_reason(action, engines, specs, revival)
+        for action in changes(diff(touched, specs, partial(render_dropin, paths=paths)))
+    )
     return Proposal(
         node=node,
         plan=Plan((*planned.decisions, *(one.decision for one in going_on))),
@@ -154,7 +164,22 @@ def propose(
         left_alone=tuple(engine.unit for engine in engines if engine.name in left_alone),
         waiting=found.waiting,
         lent=mine.lent if mine is not None else (),
+        failed=revival.failed,
     )
+
+
+def _with_reason(
+    action: Action,
+    engines: tuple[EngineStatus, ...],
+    specs: list[EngineSpec],
+    revival: Revival,
+) -> Action:
+    """Nobody changed a setting of an engine that is restarted because it hangs."""
+    spec = next((one for one in specs if one.unit == action.unit), None)
+    engine = next((one for one in engines if one.unit == action.unit), None)
+    if spec is None or engine is None or spec.attempt <= attempt_in(engine.text):
+        return action
+    return replace(action, reason=revival.reasons.get(action.unit, action.reason))
 
 
 def node_view(config: Config, observation: Observation, running: tuple[Running, ...]) -> NodeView:
@@ -204,11 +229,14 @@ def engines_now(
     engines: tuple[EngineStatus, ...],
     last: Proposal | None,
     errors: tuple[str, ...] = (),
+    revival: Revival | None = None,
+    progress: Mapping[str, float] | None = None,
 ) -> dict[str, EngineNow]:
     """How the engine of each model is that this node runs or should, for the mesh.
 
     :param running: with residency marked. :param last: the pass before: what could not be done
         although the mesh's plan wants it is for another node to do. :param errors: of its applying.
+    :param progress: of loads, 0 to 1, by model.
     """
     found: dict[str, EngineNow] = {}
     for decision in last.plan.decisions if last else ():
@@ -220,9 +248,7 @@ def engines_now(
             detail = "; ".join(lines) or "its engine is not there"
         waits = last.waiting.get(decision.model) if last else None
         found[decision.model] = (
-            EngineNow(Engine.FAILED, detail)
-            if waits is None
-            else EngineNow(Engine.STARTING, waits)
+            EngineNow(Engine.FAILED, detail) if waits is None else EngineNow(Engine.STARTING, waits)
         )
     for one in running:
         engine = engine_of(engines, instance_name(one.decision.model))
@@ -236,7 +262,11 @@ def engines_now(
         state = Engine.FAILED if failed else Engine.STARTING
         if one.resident:
             state = Engine.ANSWERS
-        found[one.decision.model] = EngineNow(state, engine.detail)
+        model = one.decision.model
+        found[model] = EngineNow(state, engine.detail, (progress or {}).get(model, 0.0))
+    for model, why in revival.failed.items() if revival else ():
+        if model in found:
+            found[model] = EngineNow(Engine.FAILED, why)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from meshd.config.load import Loaded
@@ -17,6 +17,7 @@ from meshd.paths import Paths
 from meshd.pipeline import Answers, Proposal
 from meshd.planner.layout import RAM
 from meshd.planner.view import NodeView
+from meshd.progress import Verdict
 from meshd.report import Change, PlanReport
 from meshd.split_status import lent_status, with_split
 from meshd.status import (
@@ -30,8 +31,11 @@ from meshd.status import (
     model_status,
     routing_table,
     sentence,
+    with_trouble,
 )
 from meshd.units.spec import EngineKind, EngineState
+
+Verdicts = Callable[[str, int | None], Verdict | None]
 
 _DRAINED = "this node is being drained; `meshd drain --undo` ends that"
 
@@ -59,12 +63,21 @@ def node_status(
     mesh: MeshStatus | None = None,
     ways: Ways | None = None,
     drain: DrainStatus | None = None,
+    verdicts: Verdicts | None = None,
+    progress: Mapping[str, float] | None = None,
 ) -> NodeStatus:
+    """:param progress: of loads, 0 to 1, by model."""
     here = []
     for decision in proposal.plan.decisions:
         engine = engine_of(proposal.engines, instance_name(decision.model))
         ready = engine is not None and answers(engine.unit, engine.pid)
-        model = model_status(decision, engine, answers=ready)
+        found = verdicts(engine.unit, engine.pid) if verdicts and engine else None
+        model = with_trouble(
+            model_status(decision, engine, answers=ready),
+            failed=proposal.failed.get(decision.model, ""),
+            trouble=found.why if found else "",
+            progress=(progress or {}).get(decision.model, 0.0),
+        )
         if proposal.share is not None:
             waits = proposal.waiting.get(decision.model, "")
             model = with_split(model, decision, proposal.share, waits)

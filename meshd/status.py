@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshd import __version__
 from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
@@ -15,6 +15,9 @@ from meshd.units.spec import EngineKind, EngineState, EngineStatus
 
 # Notes about GPUs stand among the blockers of a model that does not fit.
 STANDING = frozenset({Code.ROLE, Code.NO_MEMORY, Code.NO_GPU, Code.NO_GPU_BACKEND})
+
+
+_LOADING = "loading"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,22 @@ def _state(
         return ModelState.FAILED, engine.detail or f"the engine is in state {engine.state}"
     if engine.state is EngineState.RUNNING and answers:
         return ModelState.READY, ""
-    return ModelState.LOADING, engine.detail or "loading"
+    return ModelState.LOADING, engine.detail or _LOADING
+
+
+def with_trouble(model: ModelStatus, *, failed: str, trouble: str, progress: float) -> ModelStatus:
+    """With what is known beyond that its engine runs.
+
+    :param failed: why its engine is not to run for now, ``trouble`` what is wrong with it; or "".
+    :param progress: of loading, 0 to 1.
+    """
+    if failed:
+        return replace(model, state=ModelState.FAILED, detail=f"{failed}; it is tried again later")
+    if model.state is ModelState.LOADING and trouble:
+        return replace(model, detail=trouble)
+    if model.state is ModelState.LOADING and progress and model.detail == _LOADING:
+        return replace(model, detail=f"{_LOADING}, {progress:.0%}")
+    return model
 
 
 def sentence(models: tuple[ModelStatus, ...], degraded: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ from meshd.config.load import Loaded, SourceFile
 from meshd.config.settings import Config, Role
 from meshd.drain import may_stop
 from meshd.drain_order import DrainOrder
+from meshd.engine_work import works
 from meshd.errors import UserError
 from meshd.health import HealthMonitor, Watched
 from meshd.in_force import ConfigInForce, Sources
@@ -32,6 +33,7 @@ from meshd.paths import Paths
 from meshd.pipeline import Observation, Proposal, Sought
 from meshd.publish import Outlets, Publisher
 from meshd.report import PlanReport
+from meshd.revival import Revivals
 from meshd.split_port import NoSplits, SplitPort
 from meshd.status import NodeStatus
 from meshd.units.spec import Applier, EngineKind, EngineState, EngineStatus
@@ -105,6 +107,7 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._pass_lock = asyncio.Lock()
         self._health = HealthMonitor(self._wake.set)
+        self._revivals = Revivals(clock)
         self._reload_asked = False
         self._stop_asked = asyncio.Event()
         self._config = ConfigInForce(memory)
@@ -246,9 +249,9 @@ class Supervisor:
         share = self._proposal.share if self._proposal else None
         if share is not None and share.again_s is not None:
             interval_s = min(interval_s, share.again_s)
-        drain_s = self._drain.again_s()
-        if drain_s is not None:
-            interval_s = min(interval_s, drain_s)
+        for again_s in (self._drain.again_s(), self._revivals.again_s()):
+            if again_s is not None:
+                interval_s = min(interval_s, again_s)
         if self._config.trial:
             interval_s = min(interval_s, max(0.0, self._config.trial.ends_s - self._clock()))
         await self._stops_within(_PASS_GAP_S)
@@ -295,7 +298,7 @@ class Supervisor:
         self._mesh.took(proposal)
         self._splits.took(proposal, self._mesh.ways())
         self._loads.look(proposal, self._health.ready)
-        self._health.watch(self._watched(proposal.engines))
+        self._health.watch(self._watched(proposal.engines), works(proposal, self._loads.times))
         self._door_error = await self._open_doors(loaded, peers)
         self._publish(loaded, proposal)
 
@@ -303,7 +306,15 @@ class Supervisor:
         observation = await self._observer(loaded, self._mesh.sought(loaded.config))
         engines = await self._applier.observe()
         running = pipeline.with_residency(self._running, engines, self._health.ready)
-        now = pipeline.engines_now(running, engines, self._proposal, self._carry_out.errors)
+        revival = self._revivals.look(running, engines, self._health.verdict)
+        now = pipeline.engines_now(
+            running,
+            engines,
+            self._proposal,
+            self._carry_out.errors,
+            revival,
+            self._loads.progress(),
+        )
         around = self._mesh.around(now)
         if around is not None:
             ways = self._mesh.ways()
@@ -324,6 +335,7 @@ class Supervisor:
             self._paths,
             around,
             given_up,
+            revival,
         )
 
     async def _open_doors(self, loaded: Loaded, peers: tuple[str, ...]) -> str:
@@ -349,7 +361,12 @@ class Supervisor:
 
     def _watched(self, engines: tuple[EngineStatus, ...]) -> set[Watched]:
         return {
-            Watched(status.unit, status.pid, self._paths.engine_socket(status.name))
+            Watched(
+                status.unit,
+                status.pid,
+                self._paths.engine_socket(status.name),
+                self._paths.guard_socket(status.name),
+            )
             for status in engines
             # The others have no health of their own to ask for: a split's is its llama-server's.
             if status.kind is EngineKind.LLAMA
@@ -376,6 +393,8 @@ class Supervisor:
             drain=said.drain_status(
                 self._drain.now, proposal, self._mesh.busy(), self._clock(), self._drain.cut
             ),
+            verdicts=self._health.verdict,
+            progress=self._loads.progress(),
         )
         self._publisher.publish(
             loaded, proposal, status, ways, on_trial=trial is not None, loads=self._loads.now()

@@ -16,7 +16,7 @@ from meshd.node.inventory import Gpu
 from meshd.planner.fit import Shape, first_fit, shape_memory, shapes
 from meshd.planner.layout import RAM, Budgets
 from meshd.planner.plan import Code, Decision, DeviceUse, Layout, Plan, Reason, Strategy
-from meshd.planner.view import Candidate, ClusterView, NodeView, Running
+from meshd.planner.view import Candidate, Ceiling, ClusterView, NodeView, Running
 
 GIB = 1024**3
 
@@ -164,6 +164,7 @@ def _keepable(node: NodeView, config: Config, model: ModelSettings) -> Running |
         # A driver that was late at boot must not leave its GPU idle for ever.
         and not (node.gpus and any(reason.code in _WITHOUT_GPU for reason in decision.reasons))
         and _limited(decision, node, config.node.limit)
+        and _below(decision, node.ceilings.get(model.name))
     )
     if not same:
         return None
@@ -180,6 +181,11 @@ def _limited(decision: Decision, node: NodeView, limit: Limit) -> bool:
     return _within(limit.ram_bytes, ram_bytes) == ram_bytes and all(
         _within(limit.vram_bytes, taken) == taken for taken in gpus
     )
+
+
+def _below(decision: Decision, ceiling: Ceiling | None) -> bool:
+    planned = sum(use.total_bytes for use in decision.memory if use.device == RAM)
+    return ceiling is None or planned <= ceiling.ram_bytes
 
 
 def _blocker(
@@ -220,6 +226,11 @@ def _decide(
     facts = candidate.facts
     budgets = budgets.less(RAM, _cache_bytes(node, config))
     notes = _notes(node)
+    ceiling = node.ceilings.get(model.name)
+    if ceiling is not None:
+        budgets = budgets.less(RAM, max(0, budgets.free(RAM) - ceiling.ram_bytes))
+        text = f"ran out of memory three times with {ceiling.failed_bytes / GIB:.1f} GiB planned"
+        notes = (*notes, Reason(Code.RAN_OUT, text))
     tried = tuple(shapes(facts, model, modest=modest))
     found = first_fit(facts, node.gpus, tried, budgets)
     if found is None:

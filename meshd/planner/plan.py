@@ -33,6 +33,7 @@ class Code(StrEnum):
     NO_GPU_BACKEND = "no-gpu-backend"
     NO_MEMORY = "not-enough-memory"
     TRIMMED = "trimmed-to-fit"
+    RAN_OUT = "ran-out-of-memory"
     # Of the whole mesh's plan: who runs a model, who does not, who gives it back.
     MINIMUM = "asked-for-by-name"
     IN_DEMAND = "in-demand"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from meshd.models.facts import GgufFacts
@@ -44,6 +45,18 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Ceiling:
+    """Of a model that ran out of memory again and again.
+
+    :ivar ram_bytes: what may be planned for it in RAM at most.
+    :ivar failed_bytes: what was planned and did not suffice.
+    """
+
+    ram_bytes: int
+    failed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """One node.
 
@@ -52,6 +65,7 @@ class NodeView:
     :ivar lent: what it lends to others' splits; of those in `lent_resident` (instances) the memory
         is taken already.
     :ivar speeds: of its devices, those that were measured.
+    :ivar ceilings: by model.
     """
 
     id: str
@@ -65,6 +79,7 @@ class NodeView:
     lent: tuple[Lent, ...] = ()
     lent_resident: frozenset[str] = frozenset()
     speeds: tuple[Speed, ...] = ()
+    ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
 
     def candidate(self, model: str) -> Candidate | None:
         return next((c for c in self.candidates if c.model == model), None)

@@ -24,6 +24,7 @@ from meshd.pipeline import Observation, Sought, with_residency
 from meshd.planner.lent import Lent
 from meshd.planner.plan import Decision, Strategy
 from meshd.planner.view import Candidate, Running
+from meshd.progress import Reply, Sample
 from meshd.supervisor import Supervisor
 from meshd.units.diff import ActionKind, changes, diff
 from meshd.units.render import render_dropin
@@ -184,6 +185,12 @@ async def brain(world: World, mesh: Mesh | None = None) -> AsyncIterator[Supervi
         await asyncio.gather(task, return_exceptions=True)
 
 
+def answers(supervisor: Supervisor) -> None:
+    """As if each engine had said that it is ready."""
+    for engine in supervisor._health._tasks:
+        supervisor._health._take(engine, Sample(time.monotonic(), Reply.READY))
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
@@ -279,7 +286,7 @@ async def test_only_a_served_configuration_becomes_a_generation(world: World) ->
     async with brain(world) as supervisor:
         await until(lambda: "READY=1" in world.sent)
         assert world.good == []
-        supervisor._health._ready.update(supervisor._health._tasks)
+        answers(supervisor)
         await supervisor.reload()
         assert [generation.files for generation in world.good] == [world.files()]
 
@@ -331,7 +338,7 @@ async def test_a_preview_changes_nothing(world: World) -> None:
 
 async def test_a_dead_engine_leaves_the_routing_table(world: World) -> None:
     async with brain(world) as supervisor:
-        supervisor._health._ready.update(supervisor._health._tasks)
+        answers(supervisor)
         await supervisor.reload()
         assert world.tables[-1].routes[0].targets[0].ready
         unit = "mesh-llama@a.service"
@@ -446,26 +453,118 @@ async def test_a_stop_does_not_wait_for_the_hand(world: World) -> None:
     assert time.monotonic() - asked_s < 5
 
 
-async def test_a_restarted_brain_goes_on_routing(world: World) -> None:
-    async def well(_: web.Request) -> web.Response:
+@dataclass
+class Listener:
+    """An engine's socket. :ivar silent: it takes connections and says nothing."""
+
+    silent: bool = False
+
+    async def well(self, _: web.Request) -> web.Response:
+        if self.silent:
+            await asyncio.sleep(60)
         return web.json_response({"status": "ok"})
 
+
+@asynccontextmanager
+async def listener(world: World) -> AsyncIterator[Listener]:
+    one = Listener()
     socket = under(world.root).engine_socket("a")
     socket.parent.mkdir(parents=True)
     app = web.Application()
-    app.router.add_get("/health", well)
-    runner = web.AppRunner(app)
+    app.router.add_get("/health", one.well)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     await web.UnixSite(runner, str(socket)).start()
     try:
+        yield one
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_restarted_brain_goes_on_routing(world: World) -> None:
+    async with listener(world):
         async with brain(world):
             await until(lambda: world.tables[-1].routes[0].targets[0].ready)
         world.tables.clear()
         async with brain(world):
             pass
         assert [table.routes[0].targets[0].ready for table in world.tables] == [True]
-    finally:
-        await runner.cleanup()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of silence is much."""
+    monkeypatch.setattr("meshd.progress.SILENCE_S", 0.5)
+    monkeypatch.setattr("meshd.health._DEADLINE_S", 0.2)
+    monkeypatch.setattr("meshd.health._READY_INTERVAL_S", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_engine_that_hangs_is_restarted_and_a_restarted_brain_leaves_it_alone(
+    world: World,
+) -> None:
+    unit = "mesh-llama@a.service"
+    async with listener(world) as engine:
+        async with brain(world):
+            await until(lambda: world.tables[-1].routes[0].targets[0].ready)
+            pid, text = world.engines[unit].pid, world.engines[unit].text
+            engine.silent = True
+            await until(lambda: ("restart", unit) in world.done)
+            engine.silent = False
+            assert world.engines[unit].pid != pid
+            assert world.engines[unit].text != text
+            await until(lambda: world.tables[-1].routes[0].targets[0].ready)
+        world.done.clear()
+        async with brain(world):
+            await until(lambda: world.tables[-1].routes[0].targets[0].ready)
+        assert world.done == []
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_an_engine_that_hangs_again_and_again_is_stopped_and_that_is_said(
+    world: World,
+) -> None:
+    unit = "mesh-llama@a.service"
+    async with listener(world) as engine, brain(world) as supervisor:
+
+        async def hang() -> None:
+            engine.silent = False
+            await until(lambda: world.tables[-1].routes[0].targets[0].ready)
+            engine.silent = True
+            await until(lambda: not world.tables[-1].routes[0].targets[0].ready)
+            world.now_s += 60
+            supervisor.wake()
+
+        for number in range(1, 4):
+            await hang()
+            await until(lambda: world.done.count(("restart", unit)) == number)  # noqa: B023
+        await hang()
+        await until(lambda: world.done[-1] == ("stop", unit))
+        (model,) = supervisor.status().models
+        assert model.state is ModelState.FAILED
+        assert "hung 4 times in a row" in model.detail
+        assert "tried again later" in model.detail
+        world.now_s += 300
+        supervisor.wake()
+        await until(lambda: world.done[-1] == ("start", unit))
+
+
+async def test_an_engine_that_runs_out_of_memory_gets_a_smaller_plan(world: World) -> None:
+    world.text = ONE.replace(", slots: 2, context: 4096", "")
+    unit = "mesh-llama@a.service"
+    async with brain(world) as supervisor:
+        first = supervisor.status().models[0].memory_bytes
+        for restarts in range(3):
+            assert ("restart", unit) not in world.done
+            world.engines[unit] = replace(
+                world.engines[unit],
+                state=EngineState.BACKOFF,
+                restarts=restarts,
+                detail="oom-kill: SIGKILL",
+            )
+            await supervisor.reload()
+        assert ("restart", unit) in world.done
+        assert supervisor.status().models[0].memory_bytes < first
 
 
 async def test_a_pass_for_the_command_line_feeds_the_watchdog_too(world: World) -> None:
@@ -505,7 +604,7 @@ async def test_a_model_that_waits_for_memory_does_not_keep_a_configuration_from_
 ) -> None:
     world.text = ONE.replace("]", ", {name: big, source: big.gguf, context: 32768, slots: 64}]")
     async with brain(world) as supervisor:
-        supervisor._health._ready.update(supervisor._health._tasks)
+        answers(supervisor)
         await supervisor.reload()
         states = {model.name: model.state for model in supervisor.status().models}
         assert states == {"a": ModelState.READY, "big": ModelState.WAITING}
