@@ -11,6 +11,7 @@ export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
 	@echo "make demo NODES=3  a mesh on this machine: two models, one endpoint; a node is killed"
+	@echo "make demo SPLIT=1  a model split over two of three nodes on this machine; one is killed"
 	@echo "make test          linters, types and every tier of tests that can run here"
 	@echo "make test-unit     seconds: the pure core"
 	@echo "make test-wire     a minute: real engines and sockets on this machine"
@@ -25,7 +26,7 @@ help:
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
 demo: $(VENV)/.base
-	@$(VENV)/bin/meshd demo $(if $(NODES),--nodes $(NODES)) $(ARGS)
+	@$(VENV)/bin/meshd demo $(if $(NODES),--nodes $(NODES)) $(if $(SPLIT),--split) $(ARGS)
 
 test: $(VENV)/.dev engine
 	@$(PYTHON) -m pytest tests $(ARGS)

@@ -38,6 +38,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--nodes", type=int, default=1, metavar="N", help="a mesh of 2 to 5 nodes; one is killed"
     )
+    parser.add_argument(
+        "--split", action="store_true", help="of 3 nodes or more: a model that is too big for each"
+    )
     parser.set_defaults(run=run)
 
 
@@ -46,11 +49,14 @@ def run(arguments: argparse.Namespace) -> int:
     # Sockets' paths are short, so the demo's folders lie in the temporary folder.
     root = Path(tempfile.mkdtemp(prefix="meshd-demo-"))
     config = arguments.paths.config
-    if arguments.nodes != 1:
+    if arguments.nodes != 1 or arguments.split:
         from meshd.cli.demo_mesh import mesh_demo
+        from meshd.cli.demo_split import split_demo
 
+        demo = split_demo if arguments.split else mesh_demo
+        nodes = arguments.nodes if arguments.nodes != 1 else 3
         try:
-            return asyncio.run(mesh_demo(root, arguments.nodes, arguments.question, once=once))
+            return asyncio.run(demo(root, nodes, arguments.question, once=once))
         finally:
             shutil.rmtree(root, ignore_errors=True)
     if config == places.SYSTEM.config:
