@@ -24,6 +24,7 @@ _VERBS = {
     "apply": "apply",
     "status": "status",
     "drain": "drain",
+    "seed": "seed",
     "config": "config",
     "try": "try_",
     "rollback": "rollback",

@@ -41,9 +41,8 @@ _log = structlog.get_logger("meshd.gateway")
 class ModelFiles:
     """:param table: file that the brain writes; read again whenever it changed."""
 
-    def __init__(self, table: Path | None, piece_s: float = PIECE_S) -> None:
+    def __init__(self, table: Path | None) -> None:
         self._path = table
-        self._piece_s = piece_s
         self._seen: tuple[int, int] | None = None
         self._table: ModelTable = {}
         self._under_way = 0
@@ -104,10 +103,10 @@ class ModelFiles:
                 break  # it was cut short meanwhile
             first += len(piece)
             try:
-                async with asyncio.timeout(self._piece_s):
+                async with asyncio.timeout(PIECE_S):
                     await answer.write(piece)
-            except TimeoutError:
-                break  # it takes nothing
+            except (TimeoutError, ConnectionError):
+                break  # it takes nothing, or is gone
         if first <= last:
             if request.transport is not None:
                 request.transport.abort()

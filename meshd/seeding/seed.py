@@ -142,3 +142,28 @@ def _fetched(fetch: Fetch, tensor: SeedTensor, namer: Namer, step: Callable[[int
         if fetch.right(tensor, stored.sha256):
             return stored
     raise UserError(f"{tensor.name} is damaged at every peer: its SHA-256 is not what they say")
+
+
+def verify_all(store: Store, progress: Progress) -> tuple[int, dict[str, str]]:
+    """Read every cached file; what is damaged is removed.
+
+    :returns: the bytes that were read, and for each damaged file's name what was wrong with it.
+    :raises UserError: there is no cache that could be read.
+    """
+    store.make()
+    try:
+        damaged = {finding.cache_name: finding.why for finding in store.check()}
+        held = store.held()
+        done, total = 0, sum(file.size_bytes for file in held)
+
+        def step(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(SeedStage.CHECKING, done, total)
+
+        for file in held:
+            if not store.verify(file.cache_name, step):
+                damaged[file.cache_name] = "has another content than was stored"
+    except OSError as error:
+        raise UserError(f"{error.filename or store.folder}: {error.strerror}") from error
+    return done, damaged

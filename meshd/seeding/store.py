@@ -104,6 +104,7 @@ class Store:
         """
         with self._lock():
             folder = Path(tempfile.mkdtemp(dir=self.work))
+            _as_parent(folder)
             descriptor = os.open(folder / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
@@ -115,11 +116,14 @@ class Store:
     def make(self) -> None:
         """Make the folders. :raises StoreError: that is not possible."""
         try:
-            for folder in (self._files, self.work, self.manifest_path("").parent):
-                folder.mkdir(parents=True, exist_ok=True)
-                # Engines run as other users: they read, and list, and no more.
-                folder.chmod(0o755)
-            self.folder.chmod(0o755)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            folders = self._files, self.work, self.manifest_path("").parent
+            for folder in (self.folder, *folders):
+                if not folder.is_dir():
+                    folder.mkdir()
+                    # Engines run as other users: they read, and list, and no more.
+                    folder.chmod(0o755)
+                    _as_parent(folder)
         except OSError as error:
             raise StoreError(
                 f"{self.folder}: the tensor cache cannot be kept: {error.strerror}"
@@ -219,7 +223,9 @@ class Store:
                             _log.warning("a stranger in the tensor cache", file=entry.name)
                     else:
                         present.add(entry.name)
-            findings += [Finding(name, "was gone") for name in known.keys() - present]
+            removed = {finding.cache_name for finding in findings}
+            gone = sorted(known.keys() - present - removed)
+            findings += [Finding(name, "was gone") for name in gone]
             self._forget({finding.cache_name: finding.why for finding in findings})
             return tuple(findings)
 
@@ -358,7 +364,8 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Read-only: whoever made the file, others can lock it too.
+        descriptor = os.open(self.folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -383,6 +390,13 @@ def _sound(path: Path, blob: Blob) -> bool:
     except OSError:
         return False
     return (about.st_size, about.st_mtime_ns) == (blob.size_bytes, blob.mtime_ns)
+
+
+def _as_parent(path: Path) -> None:
+    """What root makes on the command line belongs to meshd's user, as all around it."""
+    if os.geteuid() == 0:
+        about = path.parent.stat()
+        os.chown(path, about.st_uid, about.st_gid)
 
 
 def _remove(path: Path) -> None:
