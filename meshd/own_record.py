@@ -26,6 +26,7 @@ from meshd.planner.place import prompt_cache_bytes
 from meshd.planner.plan import Decision
 from meshd.planner.view import Candidate, NodeView
 
+_PROBLEM = 400
 _STEP_BYTES = 64 * 1024**2
 # Free memory that moved by less is noise: an idle mesh has nothing to say.
 _NOISE_SHARE = 0.05
@@ -133,7 +134,8 @@ def offer_record(
         capabilities=capabilities(facts) if facts else (),
         created_s=candidate.modified_s if candidate else 0,
         code="" if decision.served or not reasons else str(reasons[-1].code),
-        problem="" if decision.served or not reasons else reasons[-1].text[:200],
+        # What it lacks itself, then why others cannot help out.
+        problem="" if decision.served else "; ".join(one.text for one in reasons[::-1])[:_PROBLEM],
         parts=decision.parts,
     )
 

@@ -58,8 +58,13 @@ def view(
 
 
 def guard(
-    *, reached: bool = True, silences: int = 0, losses: int = 0, term: int = 1, started_s: float = 1.0
-) -> dict[str, GuardStatus]:  # fmt: skip
+    *,
+    reached: bool = True,
+    silences: int = 0,
+    losses: int = 0,
+    term: int = 1,
+    started_s: float = 1.0,
+) -> dict[str, GuardStatus]:
     peer = PeerStatus(
         "bob", "x", reached=reached, silences=silences, losses=losses, last_trouble="it hung"
     )
