@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
 .PHONY: help demo test test-unit test-wire test-lab lint sim engine config bench-memory \
-	bench-mesh bench-gateway bench-routing bench-clients clean
+	bench-mesh bench-gateway bench-routing bench-clients bench-split clean
 
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
@@ -23,6 +23,7 @@ help:
 	@echo "make bench-gateway our gateway beside others, 10 min; ARGS=--quick for a minute or two"
 	@echo "make bench-routing prefix hits and balance of ways to choose a replica, half a minute"
 	@echo "make bench-clients what a client costs the node that it follows"
+	@echo "make bench-split   predicted against real speed of splits, over links with delay (4 min)"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
 demo: $(VENV)/.base
@@ -51,6 +52,9 @@ config: $(VENV)/.dev
 
 bench-memory: $(VENV)/.dev engine
 	@$(PYTHON) -m tools.memory_table
+
+bench-split: $(VENV)/.dev engine
+	@$(PYTHON) -m tools.bench_split $(ARGS)
 
 sim: $(VENV)/.dev
 	@$(PYTHON) -m tests.sim.run --seeds $(or $(SEEDS),20) $(ARGS)
