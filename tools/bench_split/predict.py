@@ -16,9 +16,7 @@ CONTEXT = 256
 _ROOM_BYTES = 1 << 40
 
 
-def record(
-    node: str, speed: Speed, rtts: tuple[RttRecord, ...], network_bytes_s: int
-) -> NodeRecord:
+def record(node: str, speed: Speed, network_bytes_s: int) -> NodeRecord:
     device = DeviceRecord(
         RAM,
         "",
