@@ -98,6 +98,22 @@ def serving(file: str, name: str) -> dict[str, Any]:
     return engine(name, argv=[SERVER, "--model", file, "--host", socket], reads=[file])
 
 
+def guard(name: str, *, argv: list[str] | None = None, **changes: str) -> dict[str, Any]:
+    """A member's guard that the hand would start, but for other values of its flags."""
+    flags = {
+        "listen": "[::]:9340",
+        "front": "127.0.0.1:9372",
+        "admit": "a" * 16,
+        "term": "3",
+        "protocol": "8.0.0",
+        "tls": "/run/mesh/tls",
+        "status": f"/run/mesh-guard/{name}/guard.sock",
+    } | changes
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", value)]
+    argv = argv or ["/usr/bin/meshd", "guard", name, "member", *words]
+    return {"kind": "guard", "name": name, "model": name, "argv": argv, "reads": []}
+
+
 def ask(node: Node, engines: list[dict[str, Any]], generation: int) -> dict[str, Any]:
     """Put a wish before the hand and let it work; returns its answer."""
     ask_in_text(node, json.dumps({"generation": generation, "engines": engines}))
@@ -122,7 +138,8 @@ def work(node: Node) -> str:
 
 def traces(node: Node) -> list[str]:
     """Units and drop-ins of engines, and the file that an injected command would make."""
-    units = node.systemctl("list-units", "--plain", "--no-legend", "mesh-llama@*", "mesh-rpc@*")
+    ours = ("mesh-llama@*", "mesh-rpc@*", "mesh-guard@*")
+    units = node.systemctl("list-units", "--plain", "--no-legend", *ours)
     look = f"ls -d {OWNED} /run/systemd/system/mesh-* /etc/systemd/system/*evil* 2>/dev/null"
     files = node.run(["sh", "-c", look]).stdout
     return [line.split()[0] for line in (units.stdout + files).splitlines()]
@@ -162,6 +179,14 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
         "control",
     ),
     "a limit that is none": (engine("e18", memory_max_bytes=-1), "memory"),
+    "a door to another service": (guard("e20", front="127.0.0.1:22"), "--front"),
+    "a door on another port": (guard("e21", listen="[::]:22"), "--listen"),
+    "a door with the node's own key": (guard("e22", tls="/var/lib/mesh/identity"), "--tls"),
+    "another verb of meshd's": (guard("e23", argv=["/usr/bin/meshd", "hand"]), "guard"),
+    "tensors from elsewhere": (
+        engine("e24", kind="rpc", environment=[["LLAMA_CACHE", "/etc"]]),
+        "LLAMA_CACHE",
+    ),
     "ten thousand arguments": (engine("e19", *["--metrics"] * 10_000), "too many"),
 }
 
@@ -209,8 +234,8 @@ def test_an_rpc_server_is_for_this_machine_only(handed: Node) -> None:
     found = handed.run(["sh", "-c", "ls /usr/libexec/*/llama/bin/ggml-rpc-server"], check=True)
     program = found.stdout.strip()
     rpc = {"kind": "rpc", "name": "r1", "model": "", "reads": []}
-    address = ["--host", "127.0.0.1", "--port", "50052"]
-    public = ["--host", "0.0.0.0", "--port", "50053"]
+    address = ["--host", "127.0.0.1", "--port", "9372"]
+    public = ["--host", "0.0.0.0", "--port", "9373"]
     wishes = [
         {**rpc, "argv": [program, *address]},
         {**rpc, "name": "r2", "argv": [program, *public]},
@@ -225,8 +250,8 @@ def test_an_rpc_server_is_for_this_machine_only(handed: Node) -> None:
         sockets = handed.run(["ss", "-Hlnt"], check=True).stdout
         return [line.split()[3] for line in sockets.splitlines()]
 
-    handed.wait(lambda: "127.0.0.1:50052" in listening(), 20, "rpc-server's port")
-    assert listening() == ["127.0.0.1:50052"]
+    handed.wait(lambda: "127.0.0.1:9372" in listening(), 20, "rpc-server's port")
+    assert listening() == ["127.0.0.1:9372"]
     assert int(handed.unit("mesh-rpc@r1.service")["NRestarts"]) == 0
     ask(handed, [], generation=6)
     assert traces(handed) == []

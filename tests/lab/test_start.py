@@ -14,6 +14,7 @@ HARDENED = (
     "mesh-gateway.service",
     "mesh-llama@tiny.service",
     "mesh-rpc@x.service",
+    "mesh-guard@x.service",
     "mesh-apply.service",
 )
 MOST_EXPOSED = 2.0
