@@ -23,7 +23,7 @@ from meshd.mesh.record import (
 from meshd.models.facts import GgufFacts
 from meshd.planner.layout import RAM, Budgets
 from meshd.planner.place import prompt_cache_bytes
-from meshd.planner.plan import Decision
+from meshd.planner.plan import Code, Decision
 from meshd.planner.view import Candidate, NodeView
 
 _PROBLEM = 400
@@ -133,11 +133,19 @@ def offer_record(
         tokens_s=decision.tokens_s,
         capabilities=capabilities(facts) if facts else (),
         created_s=candidate.modified_s if candidate else 0,
-        code="" if decision.served or not reasons else str(reasons[-1].code),
+        code=_code(decision),
         # What it lacks itself, then why others cannot help out.
         problem="" if decision.served else "; ".join(one.text for one in reasons[::-1])[:_PROBLEM],
         parts=decision.parts,
     )
+
+
+def _code(decision: Decision) -> str:
+    """Why not; of a split also that some node is faster alone, which ranks it behind that one."""
+    if not decision.served:
+        return str(decision.blockers[-1].code) if decision.blockers else ""
+    slower = any(reason.code is Code.SOLO_FASTER for reason in decision.reasons)
+    return str(Code.SOLO_FASTER) if slower else ""
 
 
 def capabilities(facts: GgufFacts) -> tuple[str, ...]:

@@ -115,7 +115,8 @@ class Offer:
 
     :ivar strategy: `planner.plan.Strategy`; ``wait`` when it cannot, and `problem` says why.
     :ivar tokens_s: measured or predicted decode speed of one request, 0 when unknown.
-    :ivar problem: one sentence, with `code` (`planner.plan.Code`).
+    :ivar problem: one sentence, with `code` (`planner.plan.Code`); of a split without problem the
+        code may say that some node is faster alone.
     :ivar parts: of a pipeline that this node would be the host of, all of them; `memory` is what
         it takes of the host itself.
     """

@@ -6,19 +6,24 @@ from dataclasses import dataclass, field
 
 from meshd.mesh.record import Assignment, MemoryUse, Stage
 from meshd.planner.eligible import Eligible, Order
+from meshd.planner.holding import Holding
 from meshd.planner.mesh_plan import Release, Replica
 from meshd.planner.wishes import Wanted
 
 
 @dataclass(slots=True)
 class Runs:
-    """A replica that loads or serves now."""
+    """A replica that loads or serves now.
+
+    :ivar memory: of its node. :ivar held: of every node, that of a split's members too.
+    """
 
     node: str
     place: Order
     assignment: Assignment
     alive: bool
     memory: tuple[MemoryUse, ...]
+    held: Holding
 
     @property
     def order(self) -> tuple[bool, bool, Order]:

@@ -10,7 +10,7 @@ each other, and the plan, which compares them by what their own records say, kee
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -100,6 +100,15 @@ def next_claims(
         for one in own
         if one.assignment.stage is not Stage.CLAIMED or clock.stood(one)
     }
+    # A split takes memory of several nodes: what gives way may run on another than its host, which
+    # starts nothing before that.
+    firm.update(_claimed_elsewhere(plan, me))
+    awaited = {
+        release.in_favour_of
+        for placement in plan.placements
+        for release in placement.releases
+        if release.node != me
+    }
     result: list[Assignment] = []
     for one in own:
         model = one.assignment.model
@@ -108,7 +117,8 @@ def next_claims(
         release = going.get(model)
         if release is not None and release.in_favour_of and release.in_favour_of not in firm:
             release = None
-        after = _next(one, replica, release, placement, clock, draining=draining)
+        waits = draining or model in awaited
+        after = _next(one, replica, release, placement, clock, draining=waits)
         if after is not None:
             result.append(after)
     present = {one.assignment.model for one in own}
@@ -118,6 +128,15 @@ def next_claims(
             result.append(_claim(placement, me, 1 + (terms or {}).get(model, 0)))
             clock.wake(_CLAIM_WINDOWS * window_s)
     return Claims(tuple(result), clock.again_s)
+
+
+def _claimed_elsewhere(plan: MeshPlan, me: str) -> Iterator[str]:
+    """Models that another node is about to start, and this one is not."""
+    for placement in plan.placements:
+        if placement.replica(me) is None and any(
+            replica.stage is Stage.CLAIMED for replica in placement.replicas
+        ):
+            yield placement.model
 
 
 class _Clock:
@@ -208,4 +227,5 @@ def _claim(placement: Placement, me: str, term: int) -> Assignment:
         context=placement.context,
         slots=placement.slots,
         memory=replica.memory if replica is not None else (),
+        parts=replica.parts if replica is not None else (),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from statistics import median
@@ -17,19 +17,26 @@ from meshd.planner.wishes import Wanted
 
 _ORDER: Mapping[str, int] = {
     Strategy.SOLO_GPU: 0,
-    Strategy.SOLO_OFFLOAD: 1,
+    Strategy.PIPELINE: 1,
+    Strategy.SOLO_OFFLOAD: 2,
     Strategy.SOLO_CPU: 2,
 }
-_ORDER_UNKNOWN = len(_ORDER)
+# A split that is slower than what some node does alone, as its own offer says.
+_ORDER_SLOWER = 3
+_ORDER_UNKNOWN = 4
 _RTT_UNKNOWN = 99
 _SPEED_STEP = math.log(1.5)
+# Splits: fine enough that the best host wins, and from a token in a hundred seconds upwards.
+_SPLIT_STEP = math.log(1.02)
+_SPLIT_LEAST = 0.01
 
 _DRAINED = "it is being drained"
 
-_STANDBY = 1 << 12
-_STRATEGY = 1 << 9
-_SPEED = 1 << 1
-_SPEED_MOST = 255
+_STANDBY = 1 << 16
+_STRATEGY = 1 << 13
+_SPEED = 1 << 2
+_SPEED_MOST = 2047
+_PROCESSOR = 1 << 1
 
 Order = tuple[int, int, int, str]
 """Rank, distance, chance, node: small is better, and no two are equal."""
@@ -56,6 +63,7 @@ class Mesh:
     known: Mapping[str, Known]
     assigned: Mapping[str, Mapping[str, Assignment]]
     dead: tuple[NodeRecord, ...] = ()
+    records: Mapping[str, NodeRecord] = field(default_factory=dict)
 
     def assignment(self, model: str, node: str) -> Assignment | None:
         return self.assigned.get(model, {}).get(node)
@@ -94,7 +102,8 @@ def mesh_of(view: MeshView) -> Mesh:
         known[member.id] = Known(member, offers, _nearness(record), standby, alive)
         for one in reversed(record.assignments):
             assigned.setdefault(one.model, {})[member.id] = one
-    return Mesh(known, assigned, view.dead)
+    records = {node: one.member.record for node, one in known.items()}
+    return Mesh(known, assigned, view.dead, records)
 
 
 def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
@@ -132,7 +141,11 @@ def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
 
 def rank(asked: Wanted, one: Known) -> int:
     """How good a node is for a model, small is better: not a standby, then by strategy, by speed
-    (in steps of 1.5 times), and where its own configuration asks for it.
+    (in steps of 1.5 times, of splits in steps of 2 %), and where its own configuration asks for it.
+
+    Whole on GPUs comes before all others, and a split before layers in one node's RAM, unless its
+    host says that somebody is faster alone. Of those with layers in RAM the faster comes first, and
+    of equals the one that has a GPU.
 
     Told from its own record alone, so that two nodes that compare themselves come to one result,
     whatever else they see.
@@ -141,8 +154,15 @@ def rank(asked: Wanted, one: Known) -> int:
     result = (0 if one.member.id in asked.asked_by else 1) + one.standby
     if offer is None:
         return result + _ORDER_UNKNOWN * _STRATEGY + _SPEED_MOST * _SPEED
-    speed = _speed(offer.tokens_s)
     strategy = _ORDER.get(offer.strategy, _ORDER_UNKNOWN)
+    if offer.strategy == Strategy.PIPELINE:
+        speed = _split_speed(offer.tokens_s)
+        if offer.code == Code.SOLO_FASTER:
+            strategy = _ORDER_SLOWER
+    else:
+        speed = _speed(offer.tokens_s)
+    if offer.strategy == Strategy.SOLO_CPU:
+        result += _PROCESSOR
     return result + strategy * _STRATEGY + (_SPEED_MOST - speed) * _SPEED
 
 
@@ -260,6 +280,12 @@ def _speed(tokens_s: float) -> int:
     if not math.isfinite(tokens_s) or tokens_s < 1.0:
         return 0
     return min(_SPEED_MOST, 1 + int(math.log(tokens_s) / _SPEED_STEP))
+
+
+def _split_speed(tokens_s: float) -> int:
+    if not math.isfinite(tokens_s) or tokens_s < _SPLIT_LEAST:
+        return 0
+    return min(_SPEED_MOST, 1 + int(math.log(tokens_s / _SPLIT_LEAST) / _SPLIT_STEP))
 
 
 @lru_cache(maxsize=1 << 18)

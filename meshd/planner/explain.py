@@ -33,6 +33,7 @@ def placement_of(case: Case) -> Placement:
             runs.assignment.stage,
             Reason(Code.KEPT, "runs here" if runs.alive else "runs here, silent for a moment"),
             runs.memory,
+            runs.assignment.parts,
         )
         for runs in case.running
     )
@@ -42,6 +43,7 @@ def placement_of(case: Case) -> Placement:
             runs.assignment.stage,
             Reason(Code.MISPLACED, f"{problem}; stays until another one answers"),
             runs.memory,
+            runs.assignment.parts,
         )
         for runs, problem in case.strays
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from meshd.mesh.record import MemoryUse, Stage
+from meshd.mesh.record import MemoryUse, Part, Stage
 from meshd.planner.plan import Code, Reason
 
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ class Replica:
     """One node that runs a model, or should.
 
     :ivar stage: how far it is; None when it is not there yet.
-    :ivar memory: what it uses, or would.
+    :ivar memory: what it uses of that node, or would. :ivar parts: of a split, whose host it is.
     """
 
     node: str
     stage: Stage | None
     reason: Reason
     memory: tuple[MemoryUse, ...] = ()
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

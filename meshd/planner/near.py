@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from meshd.mesh.record import EngineRecord, MemoryUse, NodeRecord, Part, Stage
+from meshd.mesh.record import EngineRecord, MemoryUse, NodeRecord, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.layout import RAM
 from meshd.planner.pace import CALIBRATION, Pace, device_paces
@@ -332,16 +332,3 @@ def _price(peer: Peer, size_bytes: int, *, idle: bool) -> float:
             fixed_s = CALIBRATION.graph_s + peer.rtt_s
             price = min(price, 1 / place.pace.bytes_s + fixed_s / room)
     return price
-
-
-def parts_by_node(
-    parts: Iterable[Part], records: Mapping[str, NodeRecord]
-) -> dict[str, dict[str, int]]:
-    """Bytes that a split's parts take, by node and pool."""
-    sums: dict[str, dict[str, int]] = {}
-    for part in parts:
-        record = records.get(part.node)
-        pool = pool_of(record, part.device) if record is not None else part.device
-        node = sums.setdefault(part.node, {})
-        node[pool] = node.get(pool, 0) + part.size_bytes
-    return sums

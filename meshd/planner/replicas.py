@@ -16,6 +16,7 @@ from meshd.planner.case import Case, Runs
 from meshd.planner.eligible import Mesh, eligible, mesh_of, misplaced, order, summed
 from meshd.planner.explain import placement_of
 from meshd.planner.heat import replicas_for
+from meshd.planner.holding import holding
 from meshd.planner.mesh_plan import MeshPlan, Release
 from meshd.planner.plan import Code
 from meshd.planner.table import Table
@@ -62,7 +63,8 @@ def _case(asked: Wanted, mesh: Mesh, demand: Mapping[str, float]) -> Case:
             continue
         one, offer = mesh.known[node], mesh.offer(asked.model, node)
         memory = summed(assignment.memory or (offer.memory if offer is not None else ()))
-        runs = Runs(node, order(asked, one), assignment, one.alive, memory)
+        held = holding(node, memory, assignment.parts, mesh.records)
+        runs = Runs(node, order(asked, one), assignment, one.alive, memory, held)
         problem = misplaced(asked, one, assignment, may.fingerprint)
         if problem:
             case.strays.append((runs, problem))

@@ -39,6 +39,10 @@ class Room:
             return None
         return (MemoryUse(min(fitting)[1], size_bytes), *rest)
 
+    def holds(self, memory: tuple[MemoryUse, ...]) -> bool:
+        """Whether it is there on just these devices."""
+        return all(use.size_bytes <= self._left.get(use.device, 0) for use in memory)
+
     def take(self, memory: tuple[MemoryUse, ...]) -> None:
         for use in memory:
             self._left[use.device] = self._left.get(use.device, 0) - use.size_bytes

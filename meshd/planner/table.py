@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from meshd.mesh.record import MemoryUse, Stage
+from meshd.mesh.record import Stage
 from meshd.planner.case import Case, Runs
 from meshd.planner.eligible import Mesh, Order, chance, order, rank, summed
+from meshd.planner.holding import Holding, holding
 from meshd.planner.mesh_plan import Release, Replica
 from meshd.planner.plan import Code, Reason
 from meshd.planner.room import Room
-
-Memory = tuple[MemoryUse, ...]
 
 
 class Table:
@@ -26,10 +25,19 @@ class Table:
         self._ranked: dict[str, list[list[str]]] = {}
         for case in cases:
             for runs in case.running:
-                self._running.setdefault(runs.node, []).append((case, runs))
+                for node, _ in runs.held:
+                    self._running.setdefault(node, []).append((case, runs))
             for runs in (*case.running, *(runs for runs, _ in case.strays)):
-                self._room(runs.node).take(runs.memory)
-                self._burden[runs.node] += 1
+                self._hold(runs.held)
+
+    def _hold(self, held: Holding, *, sign: int = 1) -> None:
+        """Take the memory off, on every node; with sign -1 give it back."""
+        for node, memory in held:
+            # A member that is dead has nothing to deal out; its split's host will notice.
+            if node in self._mesh.known:
+                self._burden[node] += sign
+                room = self._room(node)
+                room.take(memory) if sign > 0 else room.give(memory)
 
     def _room(self, node: str) -> Room:
         room = self._rooms.get(node)
@@ -53,11 +61,11 @@ class Table:
                 return
             if not self._free_for(case, node):
                 continue
-            memory = self._fit(model, node)
-            if memory is None and case.count < case.asked.least:
-                memory = self._evict(case, node)
-            if memory is not None:
-                self._take(case, node, memory, Stage.CLAIMED)
+            held = self._fit(model, node)
+            if held is None and case.count < case.asked.least:
+                held = self._evict(case, node)
+            if held is not None:
+                self._take(case, held, Stage.CLAIMED)
 
     def place(self, case: Case, number: int) -> None:
         """Give the model nodes until it has so many, or nobody is left."""
@@ -67,7 +75,7 @@ class Table:
                 found = self._cleared(case)
             if found is None:
                 return
-            self._take(case, *found, None)
+            self._take(case, found, None)
 
     def _best_first(self, case: Case) -> list[list[str]]:
         """The nodes that may take the model: equals together."""
@@ -79,7 +87,7 @@ class Table:
             self._ranked[model] = [ranked[one] for one in sorted(ranked)]
         return self._ranked[model]
 
-    def _idle(self, case: Case) -> tuple[str, Memory] | None:
+    def _idle(self, case: Case) -> Holding | None:
         """The best node with room: among equals the least burdened, then the nearest."""
         model = case.asked.model
         known = self._mesh.known
@@ -88,48 +96,72 @@ class Table:
                 equals, key=lambda n: (self._burden[n], known[n].near, chance(model, n))
             ):
                 if self._free_for(case, node):
-                    memory = self._fit(model, node)
-                    if memory is not None:
-                        return node, memory
+                    held = self._fit(model, node)
+                    if held is not None:
+                        return held
         return None
 
-    def _cleared(self, case: Case) -> tuple[str, Memory] | None:
+    def _cleared(self, case: Case) -> Holding | None:
         """The node where the fewest and the least asked for replicas give way."""
         costs: list[tuple[int, float, Order]] = []
         for node in case.may.nodes:
-            if node in self._running and self._free_for(case, node):
+            if self._free_for(case, node) and not self._running.keys().isdisjoint(
+                self._nodes(case.asked.model, node)
+            ):
                 victims = self._victims(case, node)
                 if victims is not None:
                     heat = sum(victim.rate for victim, _ in victims)
                     costs.append((len(victims), heat, order(case.asked, self._mesh.known[node])))
         if not costs:
             return None
-        node = min(costs)[-1][-1]
-        memory = self._evict(case, node)
-        return None if memory is None else (node, memory)
+        return self._evict(case, min(costs)[-1][-1])
 
     def _free_for(self, case: Case, node: str) -> bool:
         return self._mesh.known[node].alive and not case.has(node)
 
-    def _fit(self, model: str, node: str) -> Memory | None:
+    def _nodes(self, model: str, node: str) -> tuple[str, ...]:
+        """Whose memory it takes to have the model run there."""
         offer = self._mesh.offer(model, node)
-        return None if offer is None else self._room(node).fit(summed(offer.memory))
+        parts = offer.parts if offer is not None else ()
+        return tuple(dict.fromkeys((node, *(part.node for part in parts))))
+
+    def _fit(self, model: str, node: str) -> Holding | None:
+        """Memory for it where it is asked for; a split's members have to be there."""
+        offer = self._mesh.offer(model, node)
+        if offer is None:
+            return None
+        if not offer.parts:
+            memory = self._room(node).fit(summed(offer.memory))
+            return None if memory is None else ((node, memory),)
+        held = holding(node, summed(offer.memory), offer.parts, self._mesh.records)
+        for member, memory in held:
+            one = self._mesh.known.get(member)
+            if one is None or not one.alive or one.member.record.draining:
+                return None
+            if not self._room(member).holds(memory):
+                return None
+        return held
 
     def _popular(self, case: Case, node: str) -> Iterator[tuple[Case, Runs]]:
-        for other, runs in self._running.get(node, ()):
-            if other is not case and runs in other.running and other.spares(runs):
-                yield other, runs
+        seen: list[Runs] = []
+        for one in self._nodes(case.asked.model, node):
+            for other, runs in self._running.get(one, ()):
+                if other is case or runs not in other.running or not other.spares(runs):
+                    continue
+                if not any(runs is known for known in seen):
+                    seen.append(runs)
+                    yield other, runs
 
     def _victims(self, case: Case, node: str) -> list[tuple[Case, Runs]] | None:
         """Popular replicas there whose memory is enough, coldest first; None when it is not."""
         model = case.asked.model
-        room, gone = self._room(node), []
+        gone: list[tuple[Case, Runs]] = []
         coldest_first = sorted(
             self._popular(case, node), key=lambda pair: (pair[0].rate, pair[0].asked.model)
         )
         fits = False
         for pair in coldest_first:
-            room.give(pair[1].memory)
+            self._hold(pair[1].held, sign=-1)
             gone.append(pair)
             fits = self._fit(model, node) is not None
             if fits:
@@ -137,32 +169,33 @@ class Table:
         if fits:
             # One that was taken before a larger one may be needless now.
             for pair in tuple(gone[:-1]):
-                room.take(pair[1].memory)
+                self._hold(pair[1].held)
                 if self._fit(model, node) is None:
-                    room.give(pair[1].memory)
+                    self._hold(pair[1].held, sign=-1)
                 else:
                     gone.remove(pair)
         for _, runs in gone:
-            room.take(runs.memory)
+            self._hold(runs.held)
         return gone if fits else None
 
-    def _evict(self, case: Case, node: str) -> Memory | None:
+    def _evict(self, case: Case, node: str) -> Holding | None:
         model = case.asked.model
         for other, runs in self._victims(case, node) or ():
             other.running.remove(runs)
             text = f"{model} is asked for by name and lacks its minimum"
             other.releases.append(
-                Release(other.asked.model, node, Code.GAVE_WAY, text, in_favour_of=model)
+                Release(other.asked.model, runs.node, Code.GAVE_WAY, text, in_favour_of=model)
             )
-            self._room(node).give(runs.memory)
-            self._burden[node] -= 1
+            self._hold(runs.held, sign=-1)
         return self._fit(model, node)
 
-    def _take(self, case: Case, node: str, memory: Memory, stage: Stage | None) -> None:
+    def _take(self, case: Case, held: Holding, stage: Stage | None) -> None:
+        node, memory = held[0]
+        offer = self._mesh.offer(case.asked.model, node)
+        parts = offer.parts if offer is not None else ()
         if case.count < case.asked.least:
             reason = Reason(Code.MINIMUM, f"asked for by name, at least {case.asked.least}")
         else:
             reason = Reason(Code.IN_DEMAND, f"{case.rate:.3g} requests a minute")
-        case.coming.append(Replica(node, stage, reason, memory))
-        self._room(node).take(memory)
-        self._burden[node] += 1
+        case.coming.append(Replica(node, stage, reason, memory, parts))
+        self._hold(held)
