@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from meshd.brain_metrics import BrainMetrics
 from meshd.config.load import Loaded
 from meshd.console.server import ConsoleServer
 from meshd.control import ControlServer
@@ -64,7 +65,8 @@ class _Doors:
         self._control: ControlServer | None = None
 
     def bind(self, supervisor: Supervisor) -> None:
-        self._console = ConsoleServer(supervisor.status)
+        metrics = BrainMetrics(self._paths, supervisor.status)
+        self._console = ConsoleServer(supervisor.status, metrics.text)
         self._control = ControlServer(self._paths.control_socket, supervisor)
 
     async def open(self) -> None:

@@ -30,6 +30,7 @@ class ModelStatus:
     :ivar nodes: names of the other nodes that serve it or are about to.
     :ivar over: of a split, names of the nodes that it lies over beside this one.
     :ivar idle: nobody asks for it, and it is loaded only when somebody does.
+    :ivar tokens_s: predicted decode speed of one request, 0 when unknown.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelStatus:
     nodes: tuple[str, ...] = ()
     idle: bool = False
     over: tuple[str, ...] = ()
+    tokens_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ def model_status(decision: Decision, engine: EngineStatus | None, *, answers: bo
         reasons=tuple(reason.text for reason in (*decision.reasons, *decision.blockers)),
         standing=bool(decision.blockers)
         and {reason.code for reason in decision.blockers} <= STANDING,
+        tokens_s=decision.tokens_s,
     )
 
 

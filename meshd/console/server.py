@@ -17,10 +17,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ConsoleServer:
-    """Serves `/`, `/api/status` and `/healthz` where `listen` last said."""
+    """Serves `/`, `/api/status`, `/metrics` and `/healthz` where `listen` last said.
 
-    def __init__(self, status: Callable[[], NodeStatus]) -> None:
+    :param metrics: the page for a scraper that accepts so, and its content type.
+    """
+
+    def __init__(
+        self,
+        status: Callable[[], NodeStatus],
+        metrics: Callable[[str], Awaitable[tuple[bytes, str]]],
+    ) -> None:
         self._status = status
+        self._metrics = metrics
         self._listen = ""
         self._hosts: frozenset[str] | None = None
         self._check = HostCheck(())
@@ -69,6 +77,13 @@ class ConsoleServer:
                 return web.json_response({"error": str(error)}, status=503)
             return web.Response(body=body, content_type="application/json")
 
+        async def metrics(request: web.Request) -> web.Response:
+            try:
+                body, kind = await self._metrics(request.headers.get("Accept", ""))
+            except UserError as error:
+                return web.json_response({"error": str(error)}, status=503)
+            return web.Response(body=body, headers={"Content-Type": kind})
+
         async def page(_: web.Request) -> web.Response:
             return web.Response(text=PAGE, content_type="text/html")
 
@@ -86,6 +101,11 @@ class ConsoleServer:
 
         app = web.Application(middlewares=[known_host])
         app.add_routes(
-            [web.get("/", page), web.get("/api/status", status), web.get("/healthz", alive)]
+            [
+                web.get("/", page),
+                web.get("/api/status", status),
+                web.get("/metrics", metrics),
+                web.get("/healthz", alive),
+            ]
         )
         return app
