@@ -174,3 +174,26 @@ def test_what_runs_unchanged_is_in_no_step() -> None:
 def test_an_action_says_what_it_is_about() -> None:
     action = diff((), (spec("a"),), render_dropin)[0]
     assert replace(action, reason="") == Action(ActionKind.START, action.unit, "", 100)
+
+
+_BELOW = ("mesh-guard@a.service", "mesh-rpc@a.service")
+
+
+def test_what_a_llama_server_stands_on_starts_before_it_and_stops_after_it() -> None:
+    split = (spec("a"), spec("a", kind=EngineKind.RPC), spec("a", kind=EngineKind.GUARD))
+    texts = {one.unit: render_dropin(one) for one in split}
+    started = [
+        step.unit
+        for step in steps(diff((), split, render_dropin), texts, ())
+        if step.kind is StepKind.START
+    ]
+    assert started == [*_BELOW, "mesh-llama@a.service"]
+    running = [
+        EngineStatus(one.kind, one.name, EngineState.RUNNING, texts[one.unit]) for one in split
+    ]
+    stopped = [
+        step.unit
+        for step in steps(diff(running, (), render_dropin), {}, ())
+        if step.kind is StepKind.STOP
+    ]
+    assert stopped == ["mesh-llama@a.service", *_BELOW]

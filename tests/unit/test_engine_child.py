@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshd.engine import apt, describe
-from meshd.units import child, engine_log
-from meshd.units.child import Timing, engine_environment
+from meshd.units import child, engine_log, waves
+from meshd.units.child import Timing, command, engine_environment
 from meshd.units.engine_log import EngineLog
-from meshd.units.spec import EngineKind, EngineSpec
+from meshd.units.spec import MESHD, EngineKind, EngineSpec
 
 
-@pytest.mark.parametrize("module", [apt, describe, child, engine_log])
+@pytest.mark.parametrize("module", [apt, describe, child, engine_log, waves])
 def test_examples_in_the_documentation(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0
@@ -70,3 +71,20 @@ def test_engines_do_not_inherit_what_would_overrule_the_plan() -> None:
         "GGML_NO_BACKTRACE": "1",
         "LLAMA_ARG_X": "1",
     }
+
+
+def test_a_guard_is_this_meshd_and_an_engine_what_its_spec_says() -> None:
+    argv = (MESHD, "guard", "big", "member")
+    guard = EngineSpec(EngineKind.GUARD, "big", "big", argv)
+    assert command(guard) == (sys.executable, "-m", "meshd.cli.main", *argv[1:])
+    engine = EngineSpec(EngineKind.RPC, "big", "big", ("/usr/bin/rpc-server", "-c"))
+    assert command(engine) == engine.argv
+
+
+def test_a_spec_says_where_an_rpc_server_finds_tensors(tmp_path: Path) -> None:
+    """Not in the cache of its own that other engines get."""
+    cache = ("LLAMA_CACHE", "/var/lib/mesh/rpc-cache")
+    spec = EngineSpec(EngineKind.RPC, "a", "a", ("/x",), environment=(cache, ("MESHD_TERM", "3")))
+    seen = engine_environment(spec, {"MESHD_ROOT": "/tmp"}, tmp_path)
+    assert seen["LLAMA_CACHE"] == cache[1]
+    assert (seen["MESHD_TERM"], seen["HOME"], "MESHD_ROOT" in seen) == ("3", str(tmp_path), False)

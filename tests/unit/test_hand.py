@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -342,3 +342,28 @@ async def test_a_missing_folder_is_an_error_not_a_crash(node: Node) -> None:
     node.paths.run.rmdir()
     outcome = await applier(node).apply(Desired(1))
     assert "cannot ask the hand" in outcome.errors[0]
+
+
+async def test_a_split_is_down_before_what_it_stands_on_goes(node: Node) -> None:
+    """Not only begun before: a llama-server that loses its rpc-server aborts."""
+    engine = spec("a")
+    below = [replace(engine, kind=kind) for kind in (EngineKind.GUARD, EngineKind.RPC)]
+    order: list[str] = []
+    start, stop = node.systemd.start, node.systemd.stop
+
+    async def slowly(unit: str, what: Callable[[str], Awaitable[None]]) -> None:
+        order.append(f"begin {unit}")
+        await asyncio.sleep(0)
+        await what(unit)
+        order.append(f"end {unit}")
+
+    node.systemd.start = lambda unit: slowly(unit, start)  # type: ignore[method-assign]
+    node.systemd.stop = lambda unit: slowly(unit, stop)  # type: ignore[method-assign]
+    node.want(engine, *below)
+    await node.hand()
+    assert order.index("begin mesh-llama@a.service") == 4
+    order.clear()
+    node.want(generation=2)
+    await node.hand()
+    assert order[:2] == ["begin mesh-llama@a.service", "end mesh-llama@a.service"]
+    assert {*order[2:4]} == {"begin mesh-guard@a.service", "begin mesh-rpc@a.service"}

@@ -95,7 +95,10 @@ class _Node:
         engine = EngineStatus(EngineKind.LLAMA, "a", EngineState.RUNNING, "", pid)
         found = replace(facts(layers=4), files=("/models/a.gguf",))
         node = NodeView("n", hardware(), candidates=(Candidate("a", found, fingerprint="fp"),))
-        proposal = Proposal(node, Plan(()), (spec,), (), (engine,) if pid is not None else (), ())
+        # Its guard has the same name, loads nothing, and is no load.
+        guard = replace(spec, kind=EngineKind.GUARD, load_bytes=0)
+        specs = (spec, guard)
+        proposal = Proposal(node, Plan(()), specs, (), (engine,) if pid is not None else (), ())
         self.watch.look(proposal, lambda *_: self.ready)
 
 

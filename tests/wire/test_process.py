@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from meshd import paths as folders
-from meshd.engine.locate import SERVER, Place
+from meshd.engine.locate import RPC_SERVER, SERVER, Place
 from meshd.paths import Paths
 from meshd.units.child import Child, Timing
 from meshd.units.engine_log import EngineLog
@@ -157,6 +157,25 @@ async def test_a_killed_engine_comes_back(
     assert back.restarts == 1
     assert back.pid != pid
     # The dead one left its socket behind, on which llama-server would refuse to listen.
+    await healthy(paths.engine_socket("a"))
+
+
+async def test_an_rpc_server_leaves_the_socket_of_an_engine_of_its_name_alone(
+    applier: ProcessApplier, llama: Callable[..., EngineSpec], paths: Paths, engine: Place
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = str(engine.binary(RPC_SERVER))
+    rpc = EngineSpec(
+        EngineKind.RPC, "a", "a", (program, "--host", "127.0.0.1", "--port", str(port))
+    )
+    began = await applier.apply(Desired(1, (llama("a"), rpc)))
+    assert began.errors == ()
+    assert [status.state for status in await applier.observe()] == [EngineState.RUNNING] * 2
+    await healthy(paths.engine_socket("a"))
+    ended = await applier.apply(Desired(2, (llama("a"),)))
+    assert ended.stopped == (rpc.unit,)
     await healthy(paths.engine_socket("a"))
 
 
