@@ -31,6 +31,7 @@ from meshd.status import (
     model_status,
     routing_table,
     sentence,
+    split_units,
     with_trouble,
 )
 from meshd.units.spec import EngineKind, EngineState
@@ -111,6 +112,7 @@ def node_status(
         mesh=mesh,
         drain=drain,
         lends=lent_status(proposal.share) if proposal.share else (),
+        units=split_units(proposal.engines),
     )
 
 

@@ -123,11 +123,25 @@ class LentStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitStatus:
+    """A unit that is no model's engine: an rpc-server or a guard of a split.
+
+    :ivar state: `units.spec.EngineState`. :ivar detail: how it ended last, "" while it runs.
+    """
+
+    unit: str
+    state: str
+    restarts: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStatus:
     """:ivar degraded: sentences that say what is not as it should be; empty when all is well.
 
     :ivar problems: of the hardware, for people.
     :ivar lends: what it gives to models that other nodes serve.
+    :ivar units: rpc-servers and guards; models have those of their engines.
     """
 
     node: str
@@ -146,6 +160,7 @@ class NodeStatus:
     mesh: MeshStatus | None = None
     drain: DrainStatus | None = None
     lends: tuple[LentStatus, ...] = ()
+    units: tuple[UnitStatus, ...] = ()
 
     def model(self, name: str) -> ModelStatus | None:
         return next((model for model in self.models if model.name == name), None)
@@ -215,6 +230,15 @@ def with_trouble(model: ModelStatus, *, failed: str, trouble: str, progress: flo
     if model.state is ModelState.LOADING and progress and model.detail == _LOADING:
         return replace(model, detail=f"{_LOADING}, {progress:.0%}")
     return model
+
+
+def split_units(engines: tuple[EngineStatus, ...]) -> tuple[UnitStatus, ...]:
+    """Those of splits, by name; what was stopped on purpose is not there."""
+    return tuple(
+        UnitStatus(one.unit, str(one.state), one.restarts, one.detail)
+        for one in sorted(engines, key=lambda one: one.unit)
+        if one.kind is not EngineKind.LLAMA and one.state is not EngineState.STOPPED
+    )
 
 
 def sentence(models: tuple[ModelStatus, ...], degraded: tuple[str, ...]) -> str:

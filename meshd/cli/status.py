@@ -67,6 +67,11 @@ def _lines(status: NodeStatus) -> Iterator[str]:
         )
         if lent.detail:
             yield f"         {lent.detail}"
+    for unit in status.units:
+        restarts = f", {unit.restarts} restarts" if unit.restarts else ""
+        yield f"unit     {unit.unit}: {unit.state}{restarts}"
+        if unit.detail:
+            yield f"         {unit.detail}"
 
 
 def _speed(device: DeviceStatus) -> str:

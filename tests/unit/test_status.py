@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from meshd.gateway.routes import ModelState
 from meshd.planner.plan import Code, Decision, DeviceUse, Plan, Reason, Strategy
 from meshd.report import Change, PlanReport, lines, size
-from meshd.status import model_status, routing_table, sentence
+from meshd.status import UnitStatus, model_status, routing_table, sentence, split_units
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
 from tests.unit.worlds import GIB, MIB, facts, node
 
@@ -57,6 +57,16 @@ def test_a_long_list_is_cut() -> None:
         model_status(replace(SERVED, model=f"m{i}"), ENGINE, answers=True) for i in range(9)
     )
     assert sentence(many, ()) == "serving 9 of 9 models (m0, m1, m2, m3 and 5 more)"
+
+
+def test_rpc_servers_and_guards_are_listed_with_how_they_are() -> None:
+    rpc = EngineStatus(EngineKind.RPC, "big.a", EngineState.BACKOFF, "t", None, 2, "signal: ABRT")
+    gone = EngineStatus(EngineKind.GUARD, "old", EngineState.STOPPED, "t")
+    guard = EngineStatus(EngineKind.GUARD, "big.a", EngineState.RUNNING, "t", 7)
+    assert split_units((rpc, ENGINE, gone, guard)) == (
+        UnitStatus("mesh-guard@big.a.service", "running"),
+        UnitStatus("mesh-rpc@big.a.service", "backoff", 2, "signal: ABRT"),
+    )
 
 
 def table(decision: Decision, *, answers: bool) -> object:
