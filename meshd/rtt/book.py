@@ -126,6 +126,11 @@ class RttBook:
             return first
         return max(first, self._last_sent_s + schedule.BUDGET_S)
 
+    def port(self, probe: Probe) -> int:
+        """Where the probed peer listens, 0 where that is not known any more."""
+        ends = self._endpoints.get(probe.peer, ())
+        return next((one.port for one in ends if probe.ip in self._resolved(one)), 0)
+
     def answered(self, probe: Probe, rtt_ms: float, now_s: float) -> None:
         turn = self._turns.get(probe.peer)
         if turn is None or probe.ip not in self._ips(probe.peer):

@@ -57,6 +57,7 @@ class _Pending:
 class Pinger:
     """Sends when told to, and tells what came back. Must be opened in a running event loop.
 
+    :ivar forbidden: versions of IP for which this machine lets us open no ping socket.
     :param on_answer: called in the loop with the probe's key and the round trip in ms.
     """
 
@@ -65,6 +66,7 @@ class Pinger:
     ) -> None:
         self._on_answer = on_answer
         self._clock = clock
+        self.forbidden: frozenset[int] = frozenset()
         self._sockets: dict[int, socket.socket] = {}
         self._pending: dict[bytes, _Pending] = {}
         self._sequence = 0
@@ -77,6 +79,7 @@ class Pinger:
         missing = _FAMILIES.keys() - self._sockets.keys()
         if missing and (self._tried_s is None or now_s >= self._tried_s + _REOPEN_AFTER_S):
             self._tried_s = now_s
+            self.forbidden = frozenset()
             for version in sorted(missing):
                 self._open(version)
         return frozenset(self._sockets)
@@ -120,10 +123,11 @@ class Pinger:
         try:
             sock = socket.socket(kind.family, socket.SOCK_DGRAM, kind.protocol)
         except PermissionError:
+            self.forbidden |= {version}
             if not self._complained:
                 self._complained = True
                 _log.warning(
-                    "ping sockets are forbidden, round trips come from TCP connections only",
+                    "ping sockets are forbidden, TCP handshakes tell how far the others are",
                     way_out="let net.ipv4.ping_group_range include the group of meshd",
                 )
             return

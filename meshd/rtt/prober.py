@@ -14,6 +14,8 @@ import structlog
 from meshd.mesh.record import RttRecord
 from meshd.rtt.aside import Aside
 from meshd.rtt.book import Probe, RttBook
+from meshd.rtt.endpoint import version_of
+from meshd.rtt.knock import Knocker
 from meshd.rtt.ping import Pinger
 from meshd.rtt.publish import revise
 from meshd.rtt.reading import Reading
@@ -103,21 +105,28 @@ class Prober:
 
     async def _ping(self) -> None:
         pinger = Pinger(self._answered, self._clock)
+        knocker = Knocker(self._answered, self._lost)
         try:
             while True:
                 self._probes.clear()
                 for key in pinger.expire():
                     self._lost(key)
-                versions = pinger.families()
+                versions = pinger.families() | pinger.forbidden
                 probe = self._book.next_probe(self._clock(), versions)
-                if probe is not None and not pinger.send(probe, probe.ip):
-                    self._lost(probe)
+                if probe is not None:
+                    if version_of(probe.ip) in pinger.forbidden:
+                        sent = knocker.send(probe, probe.ip, self._book.port(probe))
+                    else:
+                        sent = pinger.send(probe, probe.ip)
+                    if not sent:
+                        self._lost(probe)
                 times = (self._book.due_s(versions), pinger.next_expiry_s())
                 next_s = min((at for at in times if at is not None), default=None)
                 wait_s = _LOOK_AGAIN_S if next_s is None else next_s - self._clock()
                 await _wait(self._probes, min(max(wait_s, 0.01), _LOOK_AGAIN_S))
         finally:
             pinger.close()
+            knocker.close()
 
     async def _read_connections(self) -> None:
         interval_s = _TCP_INTERVAL_S

@@ -287,8 +287,35 @@ async def test_forbidden_pings_are_said_once_and_connections_still_count() -> No
         finally:
             await stopped(running)
         assert [log["event"] for log in logs if "forbidden" in log["event"]] == [
-            "ping sockets are forbidden, round trips come from TCP connections only"
+            "ping sockets are forbidden, TCP handshakes tell how far the others are"
         ]
+
+
+@pytest.mark.usefixtures("namespace")
+async def test_where_pings_are_forbidden_handshakes_measure_what_listens() -> None:
+    allow_pings("1 0")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as four,
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as six,
+    ):
+        prober = Prober("me")
+        running = asyncio.create_task(prober.run())
+        try:
+            prober.follow(
+                {
+                    "four": (f"127.0.0.1:{four.getsockname()[1]}",),
+                    "six": (f"[::1]:{six.getsockname()[1]}",),
+                    "deaf": ("127.0.0.1:9",),
+                }
+            )
+            await until(lambda: set(prober.windows()) == {"four", "six"})
+            assert all(0 < one.median_ms < 1000 for one in prober.windows().values())
+            accepted, _ = four.accept()
+            with accepted:
+                accepted.settimeout(_DEADLINE_S)
+                assert accepted.recv(1) == b"", "it says nothing and goes"
+        finally:
+            await stopped(running)
 
 
 @pytest.mark.usefixtures("namespace")
