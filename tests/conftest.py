@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 
 import pytest
@@ -12,6 +13,9 @@ from tests import tiers
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("meshd", deadline=None)
 settings.load_profile("meshd")
+
+# Nodes that tests start have nobody's machine to measure; who tests that takes it away again.
+os.environ.setdefault("MESHD_MEASURE_SPEED", "never")
 
 TALLIES: pytest.StashKey[dict[str, tiers.Tally]] = pytest.StashKey()
 

@@ -23,7 +23,8 @@ SECRET = "/etc/mesh/secret"
 # A handful of engines, each with as many busy threads as the machine has processors, would have
 # tests wait for the scheduler. A brain that may run on one processor only gives its engine one
 # thread; the engine itself may run anywhere.
-LEAN = "[Service]\nCPUAffinity={processor}\n"
+# Nor do they measure how fast it is, all at once and in the middle of a test.
+LEAN = "[Service]\nCPUAffinity={processor}\nEnvironment=MESHD_MEASURE_SPEED=never\n"
 LEAN_FILE = "/etc/systemd/system/meshd.service.d/lean.conf"
 MODELS = ("tiny", "small")
 
