@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice, permutations, product
 
 from meshd.models.facts import GgufFacts, LayerFacts
 from meshd.planner.compute import compute_bytes
@@ -24,6 +24,7 @@ from meshd.planner.placement import HOST, Placement, pipeline
 
 LENDERS_MOST = 14
 """The engine takes 16 servers (GGML_RPC_MAX_SERVERS); more than a few are slow anyway."""
+_ORDER_STEPS = 4000
 _EXACT = 8
 """Among so many lenders every way to use the host's own devices is tried, else the likely ones."""
 
@@ -121,9 +122,9 @@ class Search:
         best: tuple[float, Group] | None = None
         penalties = {one.node: one.penalty * whole_s for one in lenders}
         orders = [self._lenders(lenders, penalties, force)]
-        if len(set(self._reads)) > 1 and thorough and len(lenders) > 1:
+        if thorough and len(set(self._reads)) > 1:
             # Layers differ: which of them lie together on a device depends on the devices' order.
-            orders.append(orders[0][::-1])
+            orders = list(_orders(orders[0], len(self._reads)))
         for own, pipelined in self._ways():
             if best is not None and not thorough:
                 break
@@ -355,6 +356,19 @@ class Search:
             RAM if output == HOST else output,
         )
         return Group(self._shape, tuple(pieces), memory[HOST], token_s)
+
+
+def _orders(lenders: list[Lender], layers: int) -> Iterator[list[Lender]]:
+    """The same lenders and their seats in other orders, so many that it stays quick: all of them
+    where layers are few and orders matter, some where a layer more or less is little.
+    """
+    seats = sum(len(one.seats) for one in lenders)
+    most = max(2, _ORDER_STEPS // max(1, layers * seats))
+    yield lenders
+    yield [replace(one, seats=one.seats[::-1]) for one in lenders[::-1]]
+    inner = [[replace(one, seats=order) for order in permutations(one.seats)] for one in lenders]
+    others = (list(order) for chosen in product(*inner) for order in permutations(chosen))
+    yield from islice(others, 1, most)
 
 
 def settings_of(facts: GgufFacts, shape: Shape) -> ContextSettings:

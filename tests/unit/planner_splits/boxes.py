@@ -155,8 +155,13 @@ def offered(
     )
 
 
-def as_offer(decision: Decision) -> Offer:
+def as_offer(box: Box, decision: Decision) -> Offer:
     """As the box's record would have it."""
+    unified = {f"GPU-{number}" for number, card in enumerate(box.cards, 1) if card.unified}
+    memory: dict[str, int] = {}
+    for use in decision.memory:
+        pool = "ram" if use.device in unified else use.device
+        memory[pool] = memory.get(pool, 0) + use.total_bytes
     marks = {str(reason.code) for reason in decision.reasons} & {"solo-is-faster"}
     split = decision.strategy is Strategy.PIPELINE
     return Offer(
@@ -165,7 +170,7 @@ def as_offer(decision: Decision) -> Offer:
         decision.strategy,
         decision.context,
         decision.slots,
-        tuple(MemoryUse(use.device, use.total_bytes) for use in decision.memory),
+        tuple(MemoryUse(device, size_bytes) for device, size_bytes in sorted(memory.items())),
         decision.tokens_s,
         code=min(marks, default="") if split else "",
         problem="" if decision.served else "does not fit",
