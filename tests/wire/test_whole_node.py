@@ -274,6 +274,23 @@ def test_a_killed_engine_comes_back_and_is_not_routed_to_meanwhile(node: Node) -
     assert node.model("a")["restarts"] == 1
 
 
+def test_an_engine_that_hangs_is_killed_and_answers_again(node: Node) -> None:
+    pid = node.model("a")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    began_s = time.monotonic()
+    until(lambda: node.model("a").get("pid") not in (pid, None))
+    node.ready("a")
+    until(lambda: node.serves("a"))
+    print(f"served again {time.monotonic() - began_s:.1f} s after it was frozen")
+    assert not alive(pid)
+    assert "hung: it has not answered" in node.log()
+    # Nobody changed it: it is what it was, and stays.
+    assert node.meshd("apply").returncode == 0
+    again = node.model("a")["pid"]
+    node.ready("a")
+    assert node.model("a")["pid"] == again
+
+
 def test_kill_9_of_the_node_leaves_no_process(node: Node) -> None:
     assert node.process is not None
     pid = node.model("a")["pid"]
