@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice, permutations, product
+from itertools import islice, permutations, product
 
-from meshd.models.facts import GgufFacts, LayerFacts
-from meshd.planner.compute import compute_bytes
-from meshd.planner.divide import Lender, Load, Own, Seat, divide
+from meshd.models.facts import GgufFacts
+from meshd.planner.divide import Lender, Own, Seat, divide
 from meshd.planner.fit import Shape
-from meshd.planner.kv import ContextSettings, layer_bytes
 from meshd.planner.layout import RAM
 from meshd.planner.memory import DeviceMemory, estimate
-from meshd.planner.needs import micro_batch
-from meshd.planner.pace import CALIBRATION, Pace, hop_s, layer_reads, layers_s, output_read
-from meshd.planner.placement import HOST, Placement, pipeline
+from meshd.planner.pace import CALIBRATION, Pace, hop_s, layers_s, output_read
+from meshd.planner.placement import HOST, pipeline
+from meshd.planner.workload import GPU, Workload
 
 LENDERS_MOST = 14
 """The engine takes 16 servers (GGML_RPC_MAX_SERVERS); more than a few are slow anyway."""
@@ -94,9 +92,8 @@ class Search:
         self._facts = facts
         self._host = host
         self._shape = shape
-        self._settings = settings_of(facts, shape)
-        self._reads = [sum(pair) for pair in layer_reads(facts, shape.context)]
-        self._loads: dict[bool, Load] = {}
+        self._work = Workload(facts, shape)
+        self._reads = self._work.reads
 
     def best(
         self, lenders: Sequence[Lending], *, force: str = "", thorough: bool | None = None
@@ -109,7 +106,7 @@ class Search:
         if thorough is None:
             thorough = len(lenders) <= _EXACT
         room = sum(place.room_bytes for one in lenders for place in one.places)
-        if room + sum(self._host.rooms.values()) < self._load(pipelined=False).sizes[-1]:
+        if room + sum(self._host.rooms.values()) < self._work.load(pipelined=False).sizes[-1]:
             return None
         found = self._fastest([replace(one, penalty=0.0) for one in lenders], 0.0, force, thorough)
         if found is None or not any(one.penalty for one in lenders):
@@ -128,7 +125,7 @@ class Search:
         for own, pipelined in self._ways():
             if best is not None and not thorough:
                 break
-            load = self._load(pipelined=pipelined)
+            load = self._work.load(pipelined=pipelined)
             for order in orders:
                 pieces = divide(load, own, order)
                 group = self._checked(pieces, own) if pieces is not None else None
@@ -199,22 +196,22 @@ class Search:
                 if ram_least and (shared or any(one in host.unified for one in host.gpus)):
                     continue
                 pipelined = ram_least == 0
-                left = host.rooms.get(RAM, 0) - self._host_bytes(HOST, "gpu", pipelined=pipelined)
+                left = host.rooms.get(RAM, 0) - self._work.host_bytes(GPU, pipelined=pipelined)
                 if left < 0:
                     continue
                 room = min(pool, left) if shared else pool
-                room -= self._output_bytes(pipelined=pipelined)
+                room -= self._work.output_bytes(pipelined=pipelined)
                 others = tuple(
                     self._seat(one, host.rooms.get(one, 0))
                     for one in host.gpus
                     if one != output and one not in host.unified
                 )
-                ram = self._seat(RAM, self._ram_room("gpu")) if ram_least else None
+                ram = self._seat(RAM, self._ram_room(GPU)) if ram_least else None
                 yield (
                     Own(ram, ram_least, others, self._seat(output, room)),
                     pipelined,
                 )
-        left = host.rooms.get(RAM, 0) - self._host_bytes(HOST, HOST, pipelined=False)
+        left = host.rooms.get(RAM, 0) - self._work.host_bytes(HOST, pipelined=False)
         if left >= 0:
             shared = any(one in host.unified for one in host.gpus)
             ram = None if shared else self._seat(RAM, self._ram_room(HOST))
@@ -224,81 +221,7 @@ class Search:
         """For layers: less what lies in RAM without any, but not less its compute buffer, which is
         the larger one of the two, not their sum.
         """
-        weights = self._host_weights(output)
-        return self._host.rooms.get(RAM, 0) - weights
-
-    def _host_weights(self, output: str) -> int:
-        facts = self._facts
-        size_bytes = facts.embedding_bytes
-        if output == HOST:
-            size_bytes += facts.other_bytes
-            size_bytes += 0 if facts.tied_embeddings else facts.output_bytes
-        return size_bytes
-
-    def _host_bytes(self, device: str, output: str, *, pipelined: bool) -> int:
-        return self._host_weights(output) + self._probe(device, (), output, pipelined=pipelined)
-
-    def _output_bytes(self, *, pipelined: bool) -> int:
-        """What the output layer adds to its GPU beside the buffer of the layers there."""
-        logits = self._probe("gpu", (), "gpu", pipelined=pipelined)
-        layers = max(self._load(pipelined=pipelined).work, default=0)
-        extra = max(0, logits - layers)
-        return self._facts.output_bytes + self._facts.other_bytes + extra
-
-    def _probe(
-        self, device: str, layers: Sequence[LayerFacts], output: str, *, pipelined: bool
-    ) -> int:
-        """The compute buffer of a device that has these layers while another has one of each kind:
-        it is the largest of what each layer asks for, so any number of equal ones is as one.
-        """
-        kinds = tuple(dict.fromkeys(self._facts.layers))
-        facts = replace(self._facts, layers=(*layers, *kinds))
-        placement = Placement(
-            ("gpu", "other"),
-            (device,) * len(layers) + ("other",) * len(kinds),
-            output,
-            pipelined=pipelined,
-        )
-        return compute_bytes(facts, placement, self._settings, device)
-
-    def _load(self, *, pipelined: bool) -> Load:
-        known = self._loads.get(pipelined)
-        if known is not None:
-            return known
-        facts, settings = self._facts, self._settings
-        widest = max((layer.value_elements for layer in facts.layers), default=0)
-        sizes: dict[LayerFacts, int] = {}
-        work: dict[LayerFacts, tuple[int, int, int]] = {}
-        for layer in dict.fromkeys(facts.layers):
-            cached = layer_bytes(facts, layer, settings, value_widest=widest)
-            sizes[layer] = 0 if layer.prediction else layer.weight_bytes + cached
-            other = self._inner(layer, pipelined=pipelined)
-            first = self._probe("gpu", (layer,), "other", pipelined=pipelined)
-            ram = max(
-                self._probe(HOST, (layer,), output, pipelined=False) for output in ("other", HOST)
-            )
-            work[layer] = (other, max(first, other), ram)
-        made = Load(
-            reads=(0, *accumulate(self._reads)),
-            sizes=(0, *accumulate(sizes[layer] for layer in facts.layers)),
-            work=tuple(work[layer][0] for layer in facts.layers),
-            first_work=tuple(work[layer][1] for layer in facts.layers),
-            ram_work=tuple(work[layer][2] for layer in facts.layers),
-        )
-        self._loads[pipelined] = made
-        return made
-
-    def _inner(self, layer: LayerFacts, *, pipelined: bool) -> int:
-        """The compute buffer for a layer on a device that does not have the first one."""
-        kinds = tuple(dict.fromkeys(self._facts.layers))
-        placement = Placement(
-            ("other", "gpu"),
-            (*("other",) * len(kinds), "gpu"),
-            "other",
-            pipelined=pipelined,
-        )
-        facts = replace(self._facts, layers=(*kinds, layer))
-        return compute_bytes(facts, placement, self._settings, "gpu")
+        return self._host.rooms.get(RAM, 0) - self._work.host_weights(output)
 
     def _checked(self, pieces: Sequence[tuple[Seat, int]], own: Own) -> Group | None:
         return self.group(
@@ -335,7 +258,7 @@ class Search:
             placement = pipeline(self._facts, on_host, devices, output=home)
         except ValueError:
             return None
-        memory = {one.device: one for one in estimate(self._facts, placement, self._settings)}
+        memory = {one.device: one for one in estimate(self._facts, placement, self._work.settings)}
         used: dict[str, int] = {RAM: memory[HOST].engine_bytes}
         pieces = []
         for node, device, layers in parts:
@@ -369,13 +292,3 @@ def _orders(lenders: list[Lender], layers: int) -> Iterator[list[Lender]]:
     inner = [[replace(one, seats=order) for order in permutations(one.seats)] for one in lenders]
     others = (list(order) for chosen in product(*inner) for order in permutations(chosen))
     yield from islice(others, 1, most)
-
-
-def settings_of(facts: GgufFacts, shape: Shape) -> ContextSettings:
-    """As a split's engine is told: GPUs do not help with layers in RAM (``--no-op-offload``)."""
-    return ContextSettings(
-        context=shape.context * shape.slots,
-        slots=shape.slots,
-        ubatch=micro_batch(facts, shape.context),
-        op_offload=False,
-    )

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from meshd.models.facts import GgufFacts
 from meshd.planner.fit import Shape
-from meshd.planner.group import Group, Host, Lending, Search, settings_of
+from meshd.planner.group import Group, Host, Lending, Search
 from meshd.planner.kv import layer_bytes
 from meshd.planner.near import Peer
 from meshd.planner.pace import rounded
 from meshd.planner.plan import Code, Considered, Reason
+from meshd.planner.workload import settings_of
 
 RIVALS_MOST = 8
 BARRED_MOST = 24
