@@ -35,7 +35,7 @@ from meshd.speed_watch import SpeedWatch
 from meshd.supervisor import Supervisor
 from meshd.units.process import ProcessApplier
 from meshd.units.render import render_dropin
-from meshd.units.spec import Applier
+from meshd.units.spec import Applier, EngineKind, EngineSpec
 
 if TYPE_CHECKING:
     from meshd.units.dbus import DbusSystemd
@@ -179,7 +179,20 @@ def _hands(
         connection = DbusSystemd()
         applier = SystemdApplier(paths, connection)
         return applier, GatewaySocket(connection), lambda: _restarts(connection)
-    return ProcessApplier(paths, text=render_dropin), GatewayChild(paths), _ends
+    children = ProcessApplier(paths, text=render_dropin, prepare=partial(sweep, paths))
+    return children, GatewayChild(paths), _ends
+
+
+def sweep(paths: Paths, spec: EngineSpec) -> None:
+    """Before an rpc-server starts: as a child it can write into the tensor cache, and one that was
+    killed in the middle of that left a file which it would believe now.
+
+    :raises UserError: the cache cannot be kept. :raises OSError: it cannot be read.
+    """
+    if spec.kind is EngineKind.RPC:
+        store = Store(paths.rpc_cache)
+        store.make()
+        store.check()
 
 
 async def _ends() -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from meshd.errors import UserError
 from meshd.units.engine_log import EngineLog, telling_line
 from meshd.units.spec import EngineKind, EngineSpec, EngineState, EngineStatus
 
@@ -86,6 +87,7 @@ class Child:
     :param socket: the path it listens on, if any; a file left there by a dead one is removed.
     :param home: a folder for its caches, made when it is not there.
     :param changed: called after each change of `status`.
+    :param prepare: as in `units.process.ProcessApplier`.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Child:
         log: EngineLog,
         timing: Timing,
         changed: Callable[[], None],
+        prepare: Callable[[EngineSpec], None] | None = None,
     ) -> None:
         self.spec = spec
         self._text = text
@@ -106,6 +109,7 @@ class Child:
         self._log = log
         self._timing = timing
         self._changed = changed
+        self._prepare = prepare
         self._state = EngineState.STARTING
         self._detail = ""
         self._pid: int | None = None
@@ -173,6 +177,8 @@ class Child:
             if self._socket is not None:
                 self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._remove_socket()
+            if self._prepare is not None:
+                await asyncio.to_thread(self._prepare, self.spec)
             process = await asyncio.create_subprocess_exec(
                 # The kernel ends it when we die, whatever kills us.
                 *("setpriv", "--pdeathsig", "KILL", "--", *command(self.spec)),
@@ -183,7 +189,7 @@ class Child:
                 cwd="/",
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, UserError) as error:
             self._attempted.set()
             return f"cannot be started: {error}"
         self._become(EngineState.RUNNING, pid=process.pid)

@@ -29,6 +29,8 @@ class ProcessApplier:
     Memory limits of a spec need a cgroup and are not enforced here.
 
     :param text: renders the drop-in; two engines of the same text are the same.
+    :param prepare: called in a thread before each start of an engine, restarts too; it may raise
+        `OSError` or `UserError`, and the engine does not start then.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class ProcessApplier:
         *,
         text: Callable[[EngineSpec, Paths], str],
         timing: Timing | None = None,
+        prepare: Callable[[EngineSpec], None] | None = None,
     ) -> None:
         self._paths = paths
+        self._prepare = prepare
         self._render = text
         self._timing = timing or Timing()
         self._children: dict[str, Child] = {}
@@ -108,6 +112,7 @@ class ProcessApplier:
             log=EngineLog(log_path(self._paths, spec.kind, spec.name)),
             timing=self._timing,
             changed=self._news.set,
+            prepare=self._prepare,
         )
         self._children[spec.unit] = child
         await child.start()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import pytest
 
 from meshd import paths as folders
 from meshd.engine.locate import RPC_SERVER, SERVER, Place
+from meshd.errors import UserError
+from meshd.node_process import sweep
 from meshd.paths import Paths
 from meshd.units.child import Child, Timing
 from meshd.units.engine_log import EngineLog
@@ -177,6 +180,50 @@ async def test_an_rpc_server_leaves_the_socket_of_an_engine_of_its_name_alone(
     ended = await applier.apply(Desired(2, (llama("a"),)))
     assert ended.stopped == (rpc.unit,)
     await healthy(paths.engine_socket("a"))
+
+
+async def test_no_rpc_server_starts_on_what_another_left_half_written(
+    paths: Paths, engine: Place
+) -> None:
+    """Which it would believe; meshd's own assembly sees to that, before restarts too."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv = (str(engine.binary(RPC_SERVER)), "--host", "127.0.0.1", "--port", str(port), "-c")
+    cache = (("LLAMA_CACHE", str(paths.rpc_cache)),)
+    applier = ProcessApplier(paths, text=render_dropin, timing=QUICK, prepare=partial(sweep, paths))
+    try:
+        await applier.apply(Desired(1, (EngineSpec(EngineKind.RPC, "a", "a", argv, cache),)))
+        first = await until(applier, "a", lambda status: status.state is EngineState.RUNNING)
+        assert first.pid is not None
+        half = paths.rpc_cache / "rpc/0123456789abcdef"
+        half.write_bytes(b"half a tensor")
+        os.kill(first.pid, signal.SIGKILL)
+        await until(applier, "a", lambda status: status.pid not in (None, first.pid))
+        assert not half.exists()
+    finally:
+        await applier.close()
+
+
+async def test_an_engine_that_must_not_start_is_tried_again_and_says_why(
+    paths: Paths, llama: Callable[..., EngineSpec]
+) -> None:
+    obstacles = [UserError("the cache cannot be kept"), OSError("disk full")]
+
+    def prepare(spec: EngineSpec) -> None:
+        if obstacles:
+            raise obstacles.pop(0)
+
+    applier = ProcessApplier(paths, text=render_dropin, timing=QUICK, prepare=prepare)
+    try:
+        outcome = await applier.apply(Desired(1, (llama("a"),)))
+        assert outcome.errors == (
+            "mesh-llama@a.service: cannot be started: the cache cannot be kept",
+        )
+        back = await until(applier, "a", lambda status: status.state is EngineState.RUNNING)
+        assert back.restarts == 2
+    finally:
+        await applier.close()
 
 
 async def test_an_engine_that_cannot_run_is_tried_less_and_less(
