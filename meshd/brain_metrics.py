@@ -172,9 +172,9 @@ def _guard_families(guards: Mapping[str, str]) -> Iterator[Metric]:
     room = _GUARD_SERIES_MOST
     for instance, text in sorted(guards.items()):
         # A text that ends in the middle of a line or is none at all is told as far as it goes.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, LookupError):
             for family in text_string_to_metric_families(text):
-                if not family.name.startswith("meshd_guard"):
+                if not family.name.startswith("meshd_"):
                     continue
                 known = merged.setdefault(
                     family.name, Metric(family.name, family.documentation, family.type)

@@ -29,11 +29,14 @@ def decoded(metrics: str) -> Decoded | None:
 
     :raises ValueError: not in Prometheus's format.
     """
-    found = {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(metrics)
-        for sample in family.samples
-    }
+    try:
+        found = {
+            sample.name: sample.value
+            for family in text_string_to_metric_families(metrics)
+            for sample in family.samples
+        }
+    except (ValueError, LookupError) as error:
+        raise ValueError(f"not Prometheus's text: {error!r}") from None
     tokens = found.get("llamacpp:tokens_predicted_total")
     seconds = found.get("llamacpp:tokens_predicted_seconds_total")
     return None if tokens is None or seconds is None else Decoded(tokens, seconds)
