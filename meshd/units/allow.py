@@ -19,7 +19,8 @@ from meshd.units.allow_split import SplitRules
 from meshd.units.flags import Value
 from meshd.units.spec import ATTEMPTS_MOST, EngineKind, EngineSpec
 
-MAX_ENGINES = 64
+# Of splits a node lends to 32 at most, with two units each.
+MAX_ENGINES = 160
 _MAX_WORDS = 512
 _MAX_WORD = 8192
 _MAX_READS = 1024
