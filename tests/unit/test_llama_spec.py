@@ -14,12 +14,14 @@ from meshd.config.settings import Limit
 from meshd.engine.build import Binary, EngineBuild
 from meshd.errors import UserError
 from meshd.instance import instance_name
+from meshd.mesh.record import Part
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Hardware
 from meshd.paths import SYSTEM
 from meshd.planner.plan import Decision, DeviceUse, Layout, Strategy
 from meshd.units.llama import llama_spec
 from meshd.units.spec import EngineSpec, GpuAccess
+from tests.unit.split_world import HOST, MEMBER, OTHER, split
 from tests.unit.worlds import GIB, facts, gpu, hardware
 
 HERE = Path(__file__).parent
@@ -44,6 +46,20 @@ CASES: dict[str, tuple[Decision, GgufFacts, Hardware]] = {
     "two-gpus": (TWO_GPUS, facts(), hardware(gpu("GPU-1"), gpu("GPU-2"))),
     "experts-in-ram": (EXPERTS, facts(expert_share=0.8), hardware(gpu())),
     "layers-in-ram": (PARTLY, facts(), hardware(gpu())),
+    "split": (
+        split(Part(HOST, "ram", 8, GIB), Part(MEMBER, "ram", 14, GIB), Part(OTHER, "ram", 10, GIB)),
+        facts(),
+        hardware(),
+    ),
+    "split-on-gpus": (
+        split(
+            Part(MEMBER, "GPU-9", 20, GIB),
+            Part(HOST, "GPU-1", 12, GIB),
+            layout=Layout(("GPU-1",), (13,)),
+        ),
+        facts(),
+        hardware(gpu()),
+    ),
     "embeddings": (SERVED, replace(facts(), pooling="mean"), hardware()),
 }
 
@@ -69,8 +85,20 @@ def text(spec: EngineSpec) -> str:
     return environment + " ".join(spec.argv).replace(" --", "\n--") + "\n"
 
 
-@pytest.mark.parametrize("help_name", HELPS)
-@pytest.mark.parametrize("case", CASES)
+# Built without RPC.
+ALONE = "4227c9be"
+SPLITS = ("split", "split-on-gpus")
+
+
+@pytest.mark.parametrize(
+    ("case", "help_name"),
+    [
+        (case, help_name)
+        for case in CASES
+        for help_name in HELPS
+        if help_name != ALONE or case not in SPLITS
+    ],
+)
 def test_golden(case: str, help_name: str) -> None:
     decision, model, machine = CASES[case]
     rendered = text(llama_spec(decision, model, build(help_name), machine, SYSTEM))
@@ -79,6 +107,13 @@ def test_golden(case: str, help_name: str) -> None:
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(rendered, "utf-8")
     assert rendered == golden.read_text("utf-8")
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_a_build_without_rpc_hosts_no_split(case: str) -> None:
+    decision, model, machine = CASES[case]
+    with pytest.raises(UserError, match="rpc="):
+        llama_spec(decision, model, build(ALONE), machine, SYSTEM)
 
 
 def test_a_flag_that_must_be_said_and_cannot_is_an_error() -> None:
