@@ -31,7 +31,7 @@ from meshd.seeding.background import Seeding
 from meshd.seeding.seed import Tools
 from meshd.seeding.store import Store
 from meshd.shared_models import share_models
-from meshd.speed_watch import SpeedWatch
+from meshd.speed_watch import Pauses, SpeedWatch
 from meshd.supervisor import Supervisor
 from meshd.units.process import ProcessApplier
 from meshd.units.render import render_dropin
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 
 MEASURE_SPEED = "MESHD_MEASURE_SPEED"
-"""``never`` keeps a node from measuring its devices: it then plans with cautious figures."""
+"""``never`` keeps a node from measuring its devices: it then plans with cautious figures.
+``at-once`` lets it wait for no quiet moment.
+"""
 
 
 class _Gateway(Protocol):
@@ -111,7 +113,7 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     exposure = Exposure(paths)
     doors = _Doors(paths, exposure, gateway=gateway)
     loads = LoadWatch(paths.load_times)
-    speeds = SpeedWatch(paths.speeds, measures=os.environ.get(MEASURE_SPEED) != "never")
+    speeds = _speed_watch(paths, os.environ.get(MEASURE_SPEED, ""))
 
     async def ready() -> None:
         await doors.open()
@@ -158,6 +160,11 @@ def _rpc_server(paths: Paths) -> Path:
     if program is None:
         raise UserError("the engine has no rpc-server", hint="meshd engine install")
     return program
+
+
+def _speed_watch(paths: Paths, when: str) -> SpeedWatch:
+    pauses = Pauses(settle=0.0, patience=0.0) if when == "at-once" else Pauses()
+    return SpeedWatch(paths.speeds, measures=when != "never", pauses=pauses)
 
 
 def _each(calls: list[Callable[[], None]]) -> None:

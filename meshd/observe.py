@@ -68,6 +68,7 @@ class NodeObserver:
     async def __call__(self, loaded: Loaded, sought: tuple[Sought, ...] = ()) -> Observation:
         hardware = await observe_hardware(engine_group=self._engine_group)
         build, problem = await asyncio.to_thread(self._engine)
+        await asyncio.to_thread(self._speeds.refresh)
         self._speeds.look(hardware, hardware.gpus, build)
         speeds = tuple(self._speeds.now().values())
         async with self._reading:

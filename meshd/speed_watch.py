@@ -86,11 +86,23 @@ class SpeedWatch:
         self._pauses = pauses
         self._clock = clock
         self._machine: _Machine | None = None
-        self._known = {one.device: one for one in read(path)}
+        self._known: dict[str, Speed] = {}
+        self._written_ns = 0
+        self.refresh()
         self._tries: dict[str, _Tries] = {}
         self._task: asyncio.Task[None] | None = None
         self._quiet: Callable[[], bool] = lambda: True
         self._changed: Callable[[], None] = lambda: None
+
+    def refresh(self) -> None:
+        """Take up what somebody else wrote (`meshd bench --now`). Blocks for a stat, mostly."""
+        try:
+            written_ns = self._path.stat().st_mtime_ns
+        except OSError:
+            return
+        if written_ns != self._written_ns:
+            self._written_ns = written_ns
+            self._known = {one.device: one for one in read(self._path)} or self._known
 
     def look(self, hardware: Hardware, gpus: Iterable[Gpu], build: EngineBuild | None) -> None:
         """What the machine is now: speeds of other hardware or another engine are none."""
@@ -207,6 +219,38 @@ class SpeedWatch:
                 calm=speed.calm,
             )
             self._changed()
+
+
+async def measure_now(
+    path: Path,
+    hardware: Hardware,
+    build: EngineBuild,
+    *,
+    said: Callable[[str], None],
+    bench: Measure = measure,
+) -> tuple[Speed, ...]:
+    """Measure every device, whatever else the machine does, and remember it.
+
+    :param said: told, in one sentence, what could not be done.
+    :return: all that is remembered afterwards.
+    """
+    known = {one.device: one for one in await asyncio.to_thread(read, path)}
+    cache_bytes = await asyncio.to_thread(read_last_cache_bytes, Path("/"))
+    gpus = {gpu.id: gpu for gpu in hardware.gpus}
+    for device in keys(hardware, hardware.gpus, build):
+        tasks = tasks_of(hardware, gpus, build, cache_bytes, device)
+        if not tasks:
+            said(f"{device}: cannot be measured with this engine")
+            continue
+        try:
+            known[device] = await bench(tasks, build, path.parent)
+        except BenchError as error:
+            said(f"{device}: {error}")
+    try:
+        await asyncio.to_thread(write_atomically, path, encode(known.values()))
+    except OSError as error:
+        said(f"{path}: {error.strerror}")
+    return tuple(known.values())
 
 
 def read(path: Path) -> tuple[Speed, ...]:
