@@ -23,6 +23,7 @@ _VERBS = {
     "plan": "plan",
     "apply": "apply",
     "status": "status",
+    "bench": "bench",
     "drain": "drain",
     "seed": "seed",
     "config": "config",
