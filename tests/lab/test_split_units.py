@@ -182,6 +182,12 @@ def test_the_door_sees_the_nodes_certificate_and_not_its_key_or_secret(running: 
         assert hidden not in said
 
 
+def test_systemd_itself_stops_engines_before_their_guards(running: Node) -> None:
+    before = running.unit("mesh-guard@tiny.service")["Before"].split()
+    assert {LLAMA, "mesh-rpc@tiny.service", "mesh-gateway.service"} <= set(before)
+    assert "mesh.target" in running.unit("mesh-guard@tiny.service")["PartOf"]
+
+
 def test_a_split_stops_before_what_it_stands_on(running: Node) -> None:
     answer = ask(running, 3)
     assert set(answer["stopped"]) == {LLAMA, RPC, GUARD}
