@@ -91,6 +91,7 @@ class Share:
     :ivar pipelines: decisions of the splits that this node hosts, by model; ``hostings`` how far
         they are.
     :ivar lent: what it lends to others' splits.
+    :ivar could: how this node would serve every model that it could, and what else it considered.
     """
 
     config: Config
@@ -104,6 +105,7 @@ class Share:
     pipelines: Mapping[str, Decision] = field(default_factory=dict)
     hostings: Mapping[str, Hosting] = field(default_factory=dict)
     lent: tuple[Lent, ...] = ()
+    could: tuple[Decision, ...] = ()
 
 
 def share(
@@ -205,6 +207,7 @@ def share(
         pipelines=hosted,
         hostings=hostings(hosted.values(), seen, splits),
         lent=lends.lent,
+        could=decisions,
     )
 
 

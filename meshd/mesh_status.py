@@ -11,9 +11,10 @@ from meshd.mesh.record import Assignment, Stage
 from meshd.mesh.view import MemberView, MeshView
 from meshd.mesh_share import Share
 from meshd.planner.mesh_plan import Placement
-from meshd.report import PLANNED, Placed, PlacedOn
+from meshd.report import PLANNED, Lost, Piece, Placed, PlacedOn, Possible
 from meshd.status import STANDING, ModelStatus
 
+_POSSIBLE_MOST = 16
 _SERVES = (Stage.READY, Stage.LOADING, Stage.CLAIMED, Stage.FAILED)
 
 
@@ -81,8 +82,46 @@ def placed(mine: Share) -> tuple[Placed, ...]:
             blockers=tuple(reason.text for reason in one.blockers),
             next_step=one.next_step,
             notes=one.notes,
+            possible=_possible(one.model, mine.view, names),
+            lost=_lost(one.model, mine, names),
         )
         for one in mine.plan.placements
+    )
+
+
+def _possible(model: str, view: MeshView, names: Mapping[str, str]) -> tuple[Possible, ...]:
+    """Every node's offer, the fastest first."""
+    found = [
+        Possible(
+            names.get(member.id, member.id),
+            offer.strategy,
+            offer.tokens_s,
+            offer.context,
+            offer.slots,
+            offer.problem,
+            tuple(
+                Piece(names.get(part.node, part.node), part.device, part.layers, part.size_bytes)
+                for part in offer.parts
+            ),
+        )
+        for member in view.members
+        if (offer := member.record.offer(model)) is not None
+    ]
+    found.sort(key=lambda one: (bool(one.problem), -one.tokens_s, one.node))
+    return tuple(found[:_POSSIBLE_MOST])
+
+
+def _lost(model: str, mine: Share, names: Mapping[str, str]) -> tuple[Lost, ...]:
+    return tuple(
+        Lost(
+            tuple(names.get(node, node) for node in one.nodes),
+            one.tokens_s,
+            one.reason.code,
+            one.reason.text,
+        )
+        for decision in mine.could
+        if decision.model == model
+        for one in decision.considered
     )
 
 

@@ -49,11 +49,49 @@ class PlacedOn:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a split model. :ivar layers: how many, the output layer not counted."""
+
+    node: str
+    device: str
+    layers: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Possible:
+    """How one node would serve a model. :ivar tokens_s: predicted, 0 when unknown.
+
+    :ivar problem: why it cannot. :ivar parts: of a split that it would be the host of.
+    """
+
+    node: str
+    strategy: str
+    tokens_s: float
+    context: int = 0
+    slots: int = 0
+    problem: str = ""
+    parts: tuple[Piece, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Another group for a split of this node's, or a node that may take no part in one."""
+
+    nodes: tuple[str, ...]
+    tokens_s: float
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Placed:
     """Where the mesh runs a model.
 
     :ivar wanted: replicas that there should be. :ivar demand: requests a minute.
     :ivar leaving: nodes that give it back, and why. :ivar excluded: those that cannot, and why.
+    :ivar possible: how nodes would serve it, the fastest first; bounded.
+    :ivar lost: what this node considered when it looked for others to split it with.
     """
 
     model: str
@@ -66,6 +104,8 @@ class Placed:
     blockers: tuple[str, ...] = ()
     next_step: str = ""
     notes: tuple[str, ...] = ()
+    possible: tuple[Possible, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
     @property
     def moves(self) -> bool:
@@ -78,11 +118,16 @@ PLANNED = "planned"
 _SIGNS = {"start": "+", "stop": "-", "restart": "~"}
 
 
-def lines(report: PlanReport) -> Iterator[str]:
-    """The report as text for a terminal."""
+def lines(report: PlanReport, *, explain: bool = False) -> Iterator[str]:
+    """The report as text for a terminal.
+
+    :param explain: with every way to serve each model, predicted, and why it was not taken.
+    """
     yield from report.warnings
     for placed in report.mesh:
         yield from placed_lines(placed)
+        if explain:
+            yield from explained_lines(placed)
     if report.mesh:
         yield ""
         yield "On this node:"
@@ -127,12 +172,37 @@ def placed_lines(placed: Placed) -> Iterator[str]:
         yield f"    next: {placed.next_step}"
 
 
+def explained_lines(placed: Placed) -> Iterator[str]:
+    """Who could serve a model and how fast, and what this node's search for a split left aside."""
+    if placed.possible:
+        yield "    could be served by:"
+    for one in placed.possible:
+        if one.problem:
+            yield f"        {one.node}: not, {one.problem}"
+            continue
+        speed = f"{one.tokens_s:g} tokens/s" if one.tokens_s else "speed unknown"
+        yield (
+            f"        {one.node}: {one.strategy}, {speed}, context {one.context}, {one.slots} slots"
+        )
+        for part in one.parts:
+            yield (
+                f"            {part.node} {part.device}: {part.layers} layers, "
+                f"{size(part.size_bytes)}"
+            )
+    if placed.lost:
+        yield "    this node's search for a split:"
+    for lost in placed.lost:
+        who = ", ".join(lost.nodes)
+        yield f"        {who}{': ' if who else ''}{lost.reason} [{lost.code}]"
+
+
 def decision_lines(decision: Decision) -> Iterator[str]:
     """One model: what happens to it, where its memory goes, and why."""
     if decision.served:
         yield (
             f"{decision.model}: {decision.strategy}, context {decision.context}, "
             f"{decision.slots} slots, {size(decision.memory_bytes)}"
+            + (f", {decision.tokens_s:g} tokens/s expected" if decision.tokens_s else "")
         )
         for use in decision.memory:
             yield (

@@ -18,7 +18,7 @@ from meshd.planner.hosting import Hosting, arranged, hosting
 from meshd.planner.layout import Budgets
 from meshd.planner.lending import Lending, Terms, lend
 from meshd.planner.lent import Lent
-from meshd.planner.pipeline import pipeline_offer
+from meshd.planner.pipeline import pipeline_offer, with_speed
 from meshd.planner.place import budgets_of
 from meshd.planner.plan import Code, Decision, Reason, Strategy
 from meshd.planner.same_engine import engines_differ
@@ -133,7 +133,7 @@ def with_pipelines(
             result.append(decision)
             continue
         if decision.strategy is Strategy.SOLO_GPU or _runs(node, decision.model):
-            result.append(decision)
+            result.append(with_speed(decision, node, view))
             continue
         found = pipeline_offer(
             node,

@@ -14,6 +14,11 @@ from meshd.paths import Paths
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser("plan", help="show what would change; exit 2 when something would")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="for each model of the mesh: who could serve it, how fast, and why others lost",
+    )
     parser.set_defaults(run=run)
 
 
@@ -25,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
     else:
-        print("\n".join(lines(report)))
+        print("\n".join(lines(report, explain=arguments.explain)))
     return 2 if report.changes_anything else 0
 
 

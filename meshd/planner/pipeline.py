@@ -89,11 +89,8 @@ def pipeline_offer(
     own = view.member(me)
     record = own.record if own is not None else NodeRecord(me, name=node.name)
     engine = _engine(build)
-    unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
     paces = _own_paces(node, record)
-    if solo.served and solo.strategy is not Strategy.PIPELINE:
-        tokens_s = predict_solo(facts, solo.layout, solo.context, paces, unified=unified)
-        solo = replace(solo, tokens_s=tokens_s)
+    solo = with_speed(solo, node, view)
     if not _worth_a_search(solo, facts, model):
         return solo
     if engine is None or engine.rpc_protocol is None or len(view.members) < 2:
@@ -138,6 +135,25 @@ def pipeline_offer(
         _answers.clear()
     _answers[me, model.name] = (question, answer)
     return answer
+
+
+def with_speed(decision: Decision, node: NodeView, view: MeshView) -> Decision:
+    """A model that this node serves alone, with the speed predicted; any other as it is.
+
+    :param view: as this node sees it, with its own record.
+    """
+    candidate = node.candidate(decision.model)
+    if not decision.served or decision.strategy is Strategy.PIPELINE:
+        return decision
+    if candidate is None or candidate.facts is None:
+        return decision
+    own = view.member(view.me)
+    paces = _own_paces(node, own.record if own is not None else NodeRecord(view.me))
+    unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
+    tokens_s = predict_solo(
+        candidate.facts, decision.layout, decision.context, paces, unified=unified
+    )
+    return replace(decision, tokens_s=tokens_s)
 
 
 def _worth_a_search(solo: Decision, facts: GgufFacts, model: ModelSettings) -> bool:
