@@ -38,7 +38,7 @@ def llama_spec(
     """The engine for one served decision.
 
     :param limit: what engines of this node may use at most.
-    :raises UserError: the build lacks llama-server, or a flag that the decision needs.
+    :raises UserError: the build lacks llama-server, or a flag or backend that the decision needs.
     """
     server = build.binary("llama-server")
     if server is None:
@@ -48,6 +48,11 @@ def llama_spec(
         build.help_text, build=f"llama-server {build.version or build.build}"
     )
     pipeline = decision.strategy is Strategy.PIPELINE
+    if pipeline and "RPC" not in build.backends:
+        raise UserError(
+            "the engine has no backend for other nodes' devices (RPC)",
+            hint="apt install libggml0-backend-rpc, or meshd engine install",
+        )
     devices, environment = gpu_devices(decision.layout.gpus, hardware, build)
     if pipeline:
         environment = tuple(sorted((*environment, (TERM, str(decision.term)))))

@@ -74,7 +74,7 @@ def build(help_name: str) -> EngineBuild:
         ggml="",
         rpc_protocol=None,
         binaries=(Binary("llama-server", "/usr/bin/llama-server", "0" * 64),),
-        backends=("CPU", "CUDA"),
+        backends=("CPU", "CUDA", "RPC"),
         help_text=(HERE / f"help/llama-server-{help_name}.txt").read_text("utf-8"),
     )
 

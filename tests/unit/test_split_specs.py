@@ -72,6 +72,13 @@ def test_the_hosts_own_gpus_come_last_and_have_the_output_layer() -> None:
     assert spec.gpu is GpuAccess.NVIDIA
 
 
+def test_an_engine_without_the_backend_hosts_no_split() -> None:
+    without = replace(build(HELP), backends=("CPU",))
+    with pytest.raises(UserError, match="RPC") as caught:
+        llama_spec(CPU_HOST, facts(), without, hardware(), SYSTEM)
+    assert "libggml0-backend-rpc" in caught.value.hint
+
+
 def test_a_gpu_may_have_the_output_layer_alone() -> None:
     decision = split(part(MEMBER, "ram", 32), layout=Layout(("GPU-1",), (1,)))
     spec = llama(decision, "GPU-1")
