@@ -35,16 +35,17 @@ def config(
     models: str | None = None,
     role: str = "auto",
     lan: bool = False,
+    limit: str = "auto",
     more: str = "",
 ) -> str:
     """A configuration with two small models, each wanted once.
 
-    :param models: other entries of the list. :param more: further lines.
+    :param models: other entries of the list. :param limit: of RAM. :param more: further lines.
     """
     return (
         "models:\n"
         + (model() + model("small") if models is None else models)
-        + f"node:\n  role: {role}\n  reserve: {{ram: 64MiB}}\n"
+        + f"node:\n  role: {role}\n  reserve: {{ram: 64MiB}}\n  limit: {{ram: {limit}}}\n"
         + f"mesh:\n  peers: [{', '.join(peers)}]\n"
         + f"discovery:\n  lan: {str(lan).lower()}\n"
         # So that a replica too many is given back while a test can see it.
@@ -57,11 +58,18 @@ SOURCES = {"tiny": "tiny.gguf", "small": "tiny-draft.gguf", "moe": "tiny-moe.ggu
 CONTEXTS = {"tiny": 1024, "small": 512, "moe": 512}
 
 
-def model(name: str = "tiny", *, replicas: int = 1, nodes: str = "auto", slots: int = 2) -> str:
+def model(
+    name: str = "tiny",
+    *,
+    replicas: int = 1,
+    nodes: str = "auto",
+    slots: int = 2,
+    split: str = "auto",
+) -> str:
     """One entry of `models`."""
     return (
         f"  - {{name: {name}, source: {SOURCES[name]}, context: {CONTEXTS[name]}, slots: {slots}, "
-        f"replicas: {{min: {replicas}, max: {replicas}}}, nodes: {nodes}}}\n"
+        f"replicas: {{min: {replicas}, max: {replicas}}}, nodes: {nodes}, split: {split}}}\n"
     )
 
 
