@@ -619,3 +619,12 @@ async def test_what_a_new_engine_cannot_be_told_stops_nothing_that_runs(world: W
         await supervisor.reload()
         assert world.done == []
         assert any("slots" in line for line in supervisor.status().degraded)
+
+
+async def test_only_a_llama_server_is_asked_for_its_health(world: World) -> None:
+    """The other units of a split have no such socket, or one of the same name."""
+    units = tuple(
+        EngineStatus(kind, "a", EngineState.RUNNING, "text", pid=7) for kind in EngineKind
+    )
+    async with brain(world) as supervisor:
+        assert [one.unit for one in supervisor._watched(units)] == ["mesh-llama@a.service"]
