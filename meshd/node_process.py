@@ -163,7 +163,7 @@ def _rpc_server(paths: Paths) -> Path:
 
 
 def _speed_watch(paths: Paths, when: str) -> SpeedWatch:
-    pauses = Pauses(settle=0.0, patience=0.0) if when == "at-once" else Pauses()
+    pauses = Pauses(settle=0.0, patience=0.0, again=5.0) if when == "at-once" else Pauses()
     return SpeedWatch(paths.speeds, measures=when != "never", pauses=pauses)
 
 

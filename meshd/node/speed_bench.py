@@ -84,12 +84,15 @@ def gpu_task(gpu: Gpu, hardware: Hardware, build: EngineBuild) -> Task | None:
     return Task(gpu.id, gpu_key(gpu, build), shape, arguments, devices.environment)
 
 
-async def measure(tasks: tuple[Task, ...], build: EngineBuild, folder: Path) -> Speed:
+async def measure(
+    tasks: tuple[Task, ...], build: EngineBuild, folder: Path, niceness: int = 19
+) -> Speed:
     """Run the tasks of one device, one after another.
 
     Cancelling it ends the child.
 
     :param folder: where the model lies meanwhile; on a disk rather than in memory.
+    :param niceness: added to our own: by default, what serves has the processors.
     :raises BenchError: the engine has no llama-bench, or its first run said nothing.
     """
     bench = build.binary(BENCH)
@@ -98,7 +101,8 @@ async def measure(tasks: tuple[Task, ...], build: EngineBuild, folder: Path) -> 
     found: dict[bool, tuple[Sample, Sample]] = {}
     for task in tasks:
         try:
-            found[task.lent] = await _run(task, bench.path, folder)
+            command = ("nice", "-n", str(niceness), bench.path)
+            found[task.lent] = await _run(task, command, folder)
         except BenchError:
             # An older build does not know how to leave weights as they are.
             if not task.lent:
@@ -125,12 +129,12 @@ def _flops(task: Task, samples: tuple[Sample, Sample]) -> int:
     return flops_s(task.shape.block_weights, samples[0].best)
 
 
-async def _run(task: Task, program: str, folder: Path) -> tuple[Sample, Sample]:
+async def _run(task: Task, program: tuple[str, ...], folder: Path) -> tuple[Sample, Sample]:
     """:return: of the prompt, of decoding."""
     try:
         text = await _output(task, program, folder)
     except OSError as error:
-        raise BenchError(f"{program}: {error}") from error
+        raise BenchError(f"{program[-1]}: {error}") from error
     try:
         samples = parse_bench(text)
     except ValueError as error:
@@ -142,13 +146,13 @@ async def _run(task: Task, program: str, folder: Path) -> tuple[Sample, Sample]:
     return prompts[0], decoded[0]
 
 
-async def _output(task: Task, program: str, folder: Path) -> str:
+async def _output(task: Task, program: tuple[str, ...], folder: Path) -> str:
     with tempfile.TemporaryDirectory(prefix=".speed-", dir=folder) as place:
         path = Path(place) / "model.gguf"
         await asyncio.to_thread(write, task.shape, path)
         command = (
-            # What serves has the processors; a sandbox that allows no niceness is no hindrance.
-            *("nice", "-n", "19", program, "-m", str(path), *task.arguments),
+            # A sandbox that allows no niceness is no hindrance: it is said, and the run goes on.
+            *(*program, "-m", str(path), *task.arguments),
             *("-p", "64", "-n", "6", "-r", "4", "-o", "jsonl"),
         )
         child = await asyncio.create_subprocess_exec(

@@ -31,7 +31,7 @@ from tools.bench_split.relay import Wire, precise_loop, round_trip_s
 from tools.bench_split.rig import decode_tokens_s, one_thread, parts_of, serving
 
 GOAL = 0.15
-_TOKENS = 24
+_TOKENS = 16
 # Between processes of one machine.
 _NETWORK_BYTES_S = 1_200_000_000
 
@@ -61,7 +61,7 @@ async def rows(
     hardware = one_thread(observe_hardware())
     cache_bytes = read_last_cache_bytes(Path("/"))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    speed = await measure(ram_tasks(hardware, build, cache_bytes), build, FOLDER)
+    speed = await measure(ram_tasks(hardware, build, cache_bytes), build, FOLDER, niceness=0)
     yield speed
     for name in models:
         facts = read_facts(model(name))
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--stages", default="1,2,3")
     parser.add_argument("--delays", default="0,1,5,20")
-    parser.add_argument("--rounds", type=int, default=2, help="of each the best; more if busy")
+    parser.add_argument("--rounds", type=int, default=3, help="of each the best; more if busy")
     chosen = parser.parse_args(arguments)
     try:
         with asyncio.Runner(loop_factory=precise_loop) as runner:
