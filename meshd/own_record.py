@@ -23,7 +23,7 @@ from meshd.mesh.record import (
 from meshd.models.facts import GgufFacts
 from meshd.planner.layout import RAM, Budgets
 from meshd.planner.place import prompt_cache_bytes
-from meshd.planner.plan import Code, Decision
+from meshd.planner.plan import Code, Decision, Strategy
 from meshd.planner.view import Candidate, NodeView
 
 _PROBLEM = 400
@@ -166,7 +166,8 @@ def memory_uses(
 ) -> tuple[MemoryUse, ...]:
     """Planned bytes by device, as records carry them: what a decision takes from others.
 
-    A unified GPU's are the RAM's, and so are the prompts that an engine keeps.
+    A unified GPU's are the RAM's, and so are the prompts that an engine keeps (a split's keeps
+    none).
 
     :param limit: of the node, which bounds those prompts.
     """
@@ -174,6 +175,8 @@ def memory_uses(
         return ()
     unified = {gpu.id for gpu in node.gpus if gpu.unified}
     taken = {RAM: prompt_cache_bytes(node.hardware.ram.total_bytes, limit)}
+    if decision.strategy is Strategy.PIPELINE:
+        taken = {}
     for use in decision.memory:
         device = RAM if use.device in unified else use.device
         taken[device] = taken.get(device, 0) + use.total_bytes

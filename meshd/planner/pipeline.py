@@ -26,7 +26,7 @@ from meshd.planner.pace import (
     rounded,
     ubatch_s,
 )
-from meshd.planner.place import budgets_of, prompt_cache_bytes
+from meshd.planner.place import budgets_of
 from meshd.planner.placement import HOST
 from meshd.planner.plan import (
     Code,
@@ -294,9 +294,8 @@ def _host(
     me: str,
     less: tuple[tuple[str, int], ...],
 ) -> Host:
+    # A split's engine keeps no old prompts: its members would send all of them over the network.
     budgets = budgets_of(node, config)
-    limit = config.node.limit
-    budgets = budgets.less(RAM, prompt_cache_bytes(node.hardware.ram.total_bytes, limit))
     for device, size_bytes in less:
         budgets = budgets.less(device, size_bytes)
     unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)

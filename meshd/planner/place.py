@@ -87,6 +87,8 @@ def _after(decision: Decision, cache_bytes: int, budgets: Budgets, *, sign: int 
         return budgets
     for use in decision.memory:
         budgets = budgets.less(use.device, sign * use.total_bytes)
+    if decision.strategy is Strategy.PIPELINE:
+        return budgets
     return budgets.less(RAM, sign * cache_bytes)
 
 

@@ -15,7 +15,6 @@ from meshd.models.facts import GgufFacts
 from meshd.planner.fit import Shape
 from meshd.planner.kv import ContextSettings
 from meshd.planner.memory import estimate
-from meshd.planner.place import prompt_cache_bytes
 from meshd.planner.placement import HOST, Placement
 from tests.unit.planner_splits.boxes import GIB, Box
 
@@ -164,8 +163,7 @@ def _fits(
     settings = ContextSettings(shape.context * shape.slots, shape.slots, op_offload=False)
     taken = {one.device: one.engine_bytes for one in estimate(facts, placement, settings)}
     pools: dict[str, int] = {}
-    cache = prompt_cache_bytes(int(host.ram_gib * GIB))
-    rooms = {f"{host.name}:ram": int(host.ram_gib * GIB) - cache}
+    rooms = {f"{host.name}:ram": int(host.ram_gib * GIB)}
     for device, name in zip(devices, names, strict=True):
         pool = f"{device.node}:{device.pool}"
         if name != HOST:
