@@ -29,7 +29,6 @@ _PROBATION_MOST_S = 3600.0
 _OOMS_MOST = 3
 # What does not depend on context and slots cannot shrink.
 _SHRINK = 0.75
-_CEILING_S = 6 * 3600.0
 _KEPT_MOST = 256
 
 Verdicts = Callable[[str, int | None], Verdict | None]
@@ -119,7 +118,11 @@ class Revivals:
         due = [
             time_s - now_s
             for case in self._cases.values()
-            for time_s in (case.due_s, case.failed_until_s)
+            for time_s in (
+                case.due_s,
+                case.failed_until_s,
+                None if case.ceiling is None else case.ceiling_until_s,
+            )
             if time_s is not None
         ]
         return max(0.0, min(due)) if due else None
@@ -182,12 +185,17 @@ class Revivals:
             return
         failed = max(planned, case.ceiling.failed_bytes if case.ceiling else 0)
         case.ceiling = Ceiling(weights + int((planned - weights) * _SHRINK), failed)
-        case.ceiling_until_s = now_s + _CEILING_S
+        # Who runs below it by then goes on so; who found no shape that fits is tried again.
+        case.ceiling_until_s = now_s + self._probation_s(case)
 
     def _fail(self, case: _Case, why: str, now_s: float) -> None:
-        wait_s = min(PROBATION_S * 2.0 ** min(case.probations, 16), _PROBATION_MOST_S)
+        case.why, case.failed_until_s, case.hung = why, now_s + self._probation_s(case), []
+
+    @staticmethod
+    def _probation_s(case: _Case) -> float:
+        """Twice as long each time."""
         case.probations += 1
-        case.why, case.failed_until_s, case.hung = why, now_s + wait_s, []
+        return min(PROBATION_S * 2.0 ** min(case.probations - 1, 16), _PROBATION_MOST_S)
 
     def _over(self, case: _Case, now_s: float) -> None:
         if case.failed_until_s is not None and now_s >= case.failed_until_s:

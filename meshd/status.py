@@ -17,9 +17,6 @@ from meshd.units.spec import EngineKind, EngineState, EngineStatus
 STANDING = frozenset({Code.ROLE, Code.NO_MEMORY, Code.NO_GPU, Code.NO_GPU_BACKEND})
 
 
-_LOADING = "loading"
-
-
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One model of the config.
@@ -29,6 +26,7 @@ class ModelStatus:
         something that was mistaken or is missing.
     :ivar nodes: names of the other nodes that serve it or are about to.
     :ivar over: of a split, names of the nodes that it lies over beside this one.
+    :ivar progress: of loading, 0 to 1 in steps of a tenth; 0 when it is not known.
     :ivar idle: nobody asks for it, and it is loaded only when somebody does.
     :ivar tokens_s: predicted decode speed of one request, 0 when unknown.
     """
@@ -48,6 +46,7 @@ class ModelStatus:
     nodes: tuple[str, ...] = ()
     idle: bool = False
     over: tuple[str, ...] = ()
+    progress: float = 0.0
     tokens_s: float = 0.0
 
 
@@ -214,7 +213,7 @@ def _state(
         return ModelState.FAILED, engine.detail or f"the engine is in state {engine.state}"
     if engine.state is EngineState.RUNNING and answers:
         return ModelState.READY, ""
-    return ModelState.LOADING, engine.detail or _LOADING
+    return ModelState.LOADING, engine.detail or "loading"
 
 
 def with_trouble(model: ModelStatus, *, failed: str, trouble: str, progress: float) -> ModelStatus:
@@ -225,11 +224,9 @@ def with_trouble(model: ModelStatus, *, failed: str, trouble: str, progress: flo
     """
     if failed:
         return replace(model, state=ModelState.FAILED, detail=f"{failed}; it is tried again later")
-    if model.state is ModelState.LOADING and trouble:
-        return replace(model, detail=trouble)
-    if model.state is ModelState.LOADING and progress and model.detail == _LOADING:
-        return replace(model, detail=f"{_LOADING}, {progress:.0%}")
-    return model
+    if model.state is not ModelState.LOADING:
+        return model
+    return replace(model, detail=trouble or model.detail, progress=0.0 if trouble else progress)
 
 
 def split_units(engines: tuple[EngineStatus, ...]) -> tuple[UnitStatus, ...]:

@@ -92,7 +92,10 @@ def _model(model: ModelStatus) -> str:
     restarts = f", {model.restarts} restarts" if model.restarts else ""
     over = f" over {', '.join(model.over)}" if model.over else ""
     others = f", also on {', '.join(model.nodes)}" if model.nodes else ""
-    return f"{model.name}: {model.state}, {model.strategy}{over}, {shape}{restarts}{others}"
+    progress = f" {model.progress:.0%}" if model.progress else ""
+    return (
+        f"{model.name}: {model.state}{progress}, {model.strategy}{over}, {shape}{restarts}{others}"
+    )
 
 
 def _mesh(mesh: MeshStatus) -> str:

@@ -33,7 +33,9 @@ PAGE = """<!doctype html>
       body.replaceChildren();
       for (const model of status.models) {
         const row = body.insertRow();
-        cell(row, model.name); cell(row, model.state, model.state); cell(row, model.strategy);
+        const progress = model.progress ? ` ${Math.round(model.progress * 100)} %` : "";
+        cell(row, model.name); cell(row, model.state + progress, model.state);
+        cell(row, model.strategy);
         cell(row, model.context); cell(row, model.slots); cell(row, model.unit);
         row.title = [model.detail, ...model.reasons].filter(Boolean).join("\\n");
       }

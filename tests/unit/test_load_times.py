@@ -124,8 +124,17 @@ def test_a_load_is_measured_from_the_start_of_the_engine_to_its_first_answer(
     # The engine is started anew, by another brain of this node.
     later = _Node(path)
     later.look(None)
+    assert later.watch.progress() == {}
     later.look(8)
     assert later.watch.now()["a"].load_s == 40
+    # By time, in tenths; the end is only known when it is there.
+    said = []
+    for later.now_s in (100, 103.9, 104, 139, 140, 500):
+        said.append(later.watch.progress())
+    assert said == [{"a": tenths / 10} for tenths in (0, 0, 1, 9, 9, 9)]
+    later.ready = True
+    later.look(8)
+    assert later.watch.progress() == {}
 
 
 def test_an_engine_that_outlived_a_brain_measures_nothing(tmp_path: Path) -> None:

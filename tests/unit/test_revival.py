@@ -183,6 +183,20 @@ def test_out_of_memory_three_times_lowers_what_is_planned() -> None:
     assert life.look().failed == {}
 
 
+def test_the_ceiling_is_lifted_after_a_while_which_grows() -> None:
+    life = Life()
+    for wait_s in (PROBATION_S, 2 * PROBATION_S):
+        life.runs_out()
+        life.runs_out()
+        assert life.runs_out().ceilings
+        # The end itself took no time, the delay after it did.
+        life.now_s += wait_s - 20 - 1
+        assert life.look().ceilings
+        assert life.revivals.again_s() == pytest.approx(1)
+        life.now_s += 1
+        assert not life.look().ceilings
+
+
 def test_an_end_is_counted_once_however_often_it_is_seen() -> None:
     life = Life()
     life.state, life.detail = EngineState.BACKOFF, "oom-kill: SIGKILL"

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from meshd.gateway.routes import ModelState
 from meshd.planner.plan import Code, Decision, DeviceUse, Plan, Reason, Strategy
 from meshd.report import Change, PlanReport, lines, size
-from meshd.status import UnitStatus, model_status, routing_table, sentence, split_units
+from meshd.status import (
+    UnitStatus,
+    model_status,
+    routing_table,
+    sentence,
+    split_units,
+    with_trouble,
+)
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
 from tests.unit.worlds import GIB, MIB, facts, node
 
@@ -36,6 +43,23 @@ def test_a_crashing_engine_is_failed_with_its_last_words() -> None:
     broken = replace(ENGINE, state=EngineState.BACKOFF, detail="exit code 1: out of memory")
     found = model_status(SERVED, broken, answers=True)
     assert (found.state, found.detail) == (ModelState.FAILED, "exit code 1: out of memory")
+
+
+def test_what_is_wrong_with_an_engine_that_runs_is_said() -> None:
+    loading = model_status(SERVED, ENGINE, answers=False)
+    ready = model_status(SERVED, ENGINE, answers=True)
+    hung = with_trouble(loading, failed="", trouble="it does not answer", progress=0.3)
+    assert (hung.state, hung.detail, hung.progress) == (
+        ModelState.LOADING,
+        "it does not answer",
+        0.0,
+    )
+    gone = with_trouble(loading, failed="hung 4 times", trouble="", progress=0.3)
+    assert (gone.state, gone.progress) == (ModelState.FAILED, 0.0)
+    assert gone.detail == "hung 4 times; it is tried again later"
+    half = with_trouble(loading, failed="", trouble="", progress=0.5)
+    assert (half.state, half.detail, half.progress) == (ModelState.LOADING, "loading", 0.5)
+    assert with_trouble(ready, failed="", trouble="", progress=0.5) == ready
 
 
 def test_a_waiting_model_says_why_and_what_to_do() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from meshd.deeds import Deeds, EngineNow
 from meshd.mesh.record import Assignment, Stage
 from meshd.planner.claims import CLAIM_WINDOW_S, Engine, Own, next_claims
 from meshd.planner.replicas import place_replicas
@@ -163,3 +164,14 @@ def test_the_popular_one_is_stopped_when_the_named_ones_claim_has_stood_and_not_
     assert stages(claim, 2.0, leaving) == {"m": Stage.DRAINING, "n": Stage.CLAIMED}
     (loading,), _ = step(claim, stage_s=3.0, wishes=wishes)
     assert (loading.model, loading.stage) == ("n", Stage.LOADING)
+
+
+def test_how_far_a_load_is_is_said_in_tenths() -> None:
+    deeds = Deeds(lambda: 0.0)
+    deeds.took((runs("m", Stage.LOADING, settled=False),))
+    (own,) = deeds.own({"m": EngineNow(Engine.STARTING, progress=0.43)})
+    assert own.progress == 0.43
+    me = node("a", offer("m"), wishes=(wish("m"),), running=(own.assignment,))
+    plan = place_replicas(mesh(me), {})
+    (said,) = next_claims(plan, "id-a", (own,), calm_s=CALM_S).assignments
+    assert (said.stage, said.progress) == (Stage.LOADING, 0.4)
