@@ -23,6 +23,7 @@ from meshd.planner.workload import GPU, Workload
 LENDERS_MOST = 14
 """The engine takes 16 servers (GGML_RPC_MAX_SERVERS); more than a few are slow anyway."""
 _ORDER_STEPS = 4000
+_AS_FAST = 1.005
 _EXACT = 8
 """Among so many lenders every way to use the host's own devices is tried, else the likely ones."""
 
@@ -109,9 +110,31 @@ class Search:
         if room + sum(self._host.rooms.values()) < self._work.load(pipelined=False).sizes[-1]:
             return None
         found = self._fastest([replace(one, penalty=0.0) for one in lenders], 0.0, force, thorough)
-        if found is None or not any(one.penalty for one in lenders):
-            return found
-        return self._fastest(lenders, found.token_s, force, thorough) or found
+        if found is not None and any(one.penalty for one in lenders):
+            found = self._fastest(lenders, found.token_s, force, thorough) or found
+        return self._levelled(found, lenders) if found is not None else None
+
+    def _levelled(self, found: Group, lenders: Sequence[Lending]) -> Group:
+        """Layers spread evenly over devices that are equally fast, where memory allows: a token
+        takes about as long, a prompt is done sooner, and none of them is full.
+        """
+        seats = self.seats(lenders)
+        alike: dict[float, list[int]] = {}
+        for number, piece in enumerate(found.pieces):
+            alike.setdefault(seats[piece.node, piece.device].byte_s, []).append(number)
+        counts = [piece.layers for piece in found.pieces]
+        for equals in alike.values():
+            each, over = divmod(sum(counts[number] for number in equals), len(equals))
+            for position, number in enumerate(equals):
+                counts[number] = each + (position < over)
+        parts = [
+            (piece.node, piece.device, count)
+            for piece, count in zip(found.pieces, counts, strict=True)
+        ]
+        last = found.pieces[-1]
+        own = last.node == self._host.node and last.device != RAM
+        even = self.group(parts, seats, last.device if own else HOST)
+        return even if even is not None and even.token_s <= found.token_s * _AS_FAST else found
 
     def _fastest(
         self, lenders: Sequence[Lending], whole_s: float, force: str, thorough: bool
