@@ -239,7 +239,8 @@ def _decide(
         return replace(
             wait,
             blockers=(*notes, _shortfall(facts, node.gpus, tried, budgets)),
-            next_step="free memory, lower context or slots, or take a smaller quantisation",
+            next_step=("raise node.limit, " if config.node.limit != Limit() else "free memory, ")
+            + "lower context or slots, or take a smaller quantisation",
         )
     layout, shape = found
     wished = next(shapes(facts, model, modest=False))

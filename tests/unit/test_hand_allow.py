@@ -123,6 +123,8 @@ def test_what_meshd_really_asks_for_passes(spec: EngineSpec) -> None:
         (replace(LLAMA, environment=(("CUDA_VISIBLE_DEVICES", "a b"),)), "not allowed"),
         (replace(LLAMA, model="a\nb"), "control characters"),
         (replace(LLAMA, memory_max_bytes=0), "no limit"),
+        (replace(LLAMA, attempt=-1), "attempt -1 is none that is counted"),
+        (replace(LLAMA, attempt=1_000_000), "none that is counted"),
         (with_flags(*["--metrics"] * 600), "too many"),
         (with_flags("--alias", "x" * 10_000), "more than 8192"),
     ],

@@ -356,3 +356,10 @@ def test_a_limit_that_was_lowered_replans_what_runs_beyond_it() -> None:
 def test_old_prompts_take_no_more_than_their_share_of_the_limit() -> None:
     assert prompt_cache_bytes(32 * GIB, Limit(ram_bytes=2 * GIB)) == 2 * GIB // 20
     assert prompt_cache_bytes(32 * GIB, Limit(ram_bytes=64 * GIB)) == prompt_cache_bytes(32 * GIB)
+
+
+def test_who_has_a_limit_is_told_of_it() -> None:
+    world = node(models={"m": facts()})
+    bound = only(plan(view(world), config(wants("m"), node=limited(ram_gib=0.5))))
+    assert bound.next_step.startswith("raise node.limit")
+    assert "RAM has 0.5 GiB" in bound.blockers[-1].text

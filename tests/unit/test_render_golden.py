@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from meshd.paths import SYSTEM
 from meshd.planner.lent import Way
 from meshd.units.guard import host_guard_spec, member_guard_spec
 from meshd.units.llama import llama_spec
-from meshd.units.render import dropin_path, render_dropin
+from meshd.units.render import attempt_in, dropin_path, render_dropin
 from meshd.units.rpc import rpc_spec
 from meshd.units.spec import EngineKind, EngineSpec, GpuAccess
 from tests.unit.split_world import HOST, LENT, MEMBER, build, split
@@ -140,6 +141,21 @@ def test_the_text_is_the_reviewed_one(name: str) -> None:
 def test_no_value_begins_a_setting_of_its_own(name: str) -> None:
     """A newline inside a value must not become a line of the unit."""
     assert "\nRestart=" not in render_dropin(SPECS[name], SYSTEM)
+
+
+def test_the_number_of_a_try_is_in_the_text_and_read_back() -> None:
+    spec = SPECS["cpu"]
+    first = render_dropin(spec, SYSTEM)
+    assert "MESHD_ATTEMPT" not in first
+    assert attempt_in(first) == 0
+    third = render_dropin(replace(spec, attempt=3), SYSTEM)
+    assert sorted(set(third.splitlines()) - set(first.splitlines())) == [
+        "Environment=MESHD_ATTEMPT=3"
+    ]
+    assert attempt_in(third) == 3
+    # Whatever a model is called, it is no number.
+    sly = replace(spec, model="x Environment=MESHD_ATTEMPT=9")
+    assert attempt_in(render_dropin(sly, SYSTEM)) == 0
 
 
 def test_load_bytes_are_for_people_only() -> None:
