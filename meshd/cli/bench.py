@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,18 +24,20 @@ def run(arguments: argparse.Namespace) -> int:
     """:raises UserError: there is no engine to measure with, or none of the devices could be."""
     from meshd.cli.answer import print_json
 
-    found = asyncio.run(_speeds(arguments.paths, now=arguments.now))
+    found, fitting = asyncio.run(_speeds(arguments.paths, now=arguments.now))
     if arguments.json:
         print_json(found)
     else:
         for speed in found:
-            print(_line(speed))
+            # A service may run on fewer processors than a shell.
+            other = "" if speed.device in fitting else "; of other processors or another engine"
+            print(_line(speed) + other)
     if not found:
         print("not measured yet; meshd does it in a quiet moment, or `meshd bench --now`")
     return 0 if found else 1
 
 
-async def _speeds(paths: Paths, *, now: bool) -> tuple[Speed, ...]:
+async def _speeds(paths: Paths, *, now: bool) -> tuple[tuple[Speed, ...], Collection[str]]:
     from meshd.engine.describe import describe
     from meshd.engine.locate import require
     from meshd.node.observe import observe
@@ -46,7 +49,7 @@ async def _speeds(paths: Paths, *, now: bool) -> tuple[Speed, ...]:
     known = await asyncio.to_thread(read, paths.speeds)
     if now:
         known = await measure_now(paths.speeds, hardware, build, said=_warn)
-    return tuple(valid(known, keys(hardware, hardware.gpus, build)).values())
+    return known, valid(known, keys(hardware, hardware.gpus, build))
 
 
 def _warn(text: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -171,3 +174,35 @@ async def guard(socket: Path) -> AsyncIterator[None]:
         yield
     finally:
         await runner.cleanup()
+
+
+def test_the_verb_measures_and_remembers(engine: Place, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    # One thread: two that wait for each other on a busy machine take a minute.
+    command = [
+        "taskset",
+        "-c",
+        str(min(os.sched_getaffinity(0))),
+        sys.executable,
+        "-m",
+        "meshd.cli.main",
+        "--root",
+        str(tmp_path),
+        "bench",
+    ]
+    environment = {**os.environ, "MESHD_ENGINE_ROOT": str(engine.root)}
+
+    def said(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, timeout=110, env=environment
+        )
+
+    nothing = said()
+    assert (nothing.returncode, nothing.stdout[:12]) == (1, "not measured")
+    done = said("--now")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ram: reads ")
+    assert said().stdout == done.stdout
+    assert said("--json").stdout.lstrip().startswith("[")
+    (tmp_path / "state/speeds.json").write_text("{")
+    assert said().returncode == 1
