@@ -227,7 +227,6 @@ async def measure_now(
     build: EngineBuild,
     *,
     said: Callable[[str], None],
-    bench: Measure = measure,
 ) -> tuple[Speed, ...]:
     """Measure every device, whatever else the machine does, and remember it.
 
@@ -243,7 +242,8 @@ async def measure_now(
             said(f"{device}: cannot be measured with this engine")
             continue
         try:
-            known[device] = await bench(tasks, build, path.parent)
+            # Somebody waits for it.
+            known[device] = await measure(tasks, build, path.parent, niceness=0)
         except BenchError as error:
             said(f"{device}: {error}")
     try:
