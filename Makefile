@@ -24,6 +24,7 @@ help:
 	@echo "make bench-routing prefix hits and balance of ways to choose a replica, half a minute"
 	@echo "make bench-clients what a client costs the node that it follows"
 	@echo "make bench-split   predicted against real speed of splits, over links with delay (4 min)"
+	@echo "make bench-load    loads of a split with a seeded tensor cache and without, 2 minutes"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
 demo: $(VENV)/.base
@@ -71,6 +72,9 @@ bench-routing: $(VENV)/.dev
 
 bench-clients: $(VENV)/.dev
 	@$(PYTHON) -m tools.bench_clients $(ARGS)
+
+bench-load: $(VENV)/.dev engine
+	@$(PYTHON) -m tools.bench_load $(ARGS)
 
 $(VENV)/.base: pyproject.toml tools/bootstrap
 	@tools/bootstrap $(VENV) '.[engine]'

@@ -27,7 +27,7 @@ from meshd.errors import UserError
 MAJORS = (7, 8)
 CHUNK_BYTES = 1 << 20
 
-_ALLOC_BUFFER, _BUFFER_GET_BASE, _FREE_BUFFER, _SET_TENSOR, _HELLO = 0, 3, 4, 6, 14
+_ALLOC_BUFFER, _BUFFER_GET_BASE, _SET_TENSOR, _HELLO = 0, 3, 6, 14
 _FRAME = struct.Struct("<BQ")
 _U64 = struct.Struct("<Q")
 _REQUEST_BUFFER = struct.Struct("<IQ")
@@ -68,13 +68,17 @@ class Stored:
 class Namer:
     """A context: the child runs inside of it. Blocking; for one thread at a time."""
 
-    def __init__(self, rpc_server: Path, folder: Path) -> None:
-        """:param folder: empty, and of the file system to which the files are to be moved."""
+    def __init__(self, rpc_server: Path, folder: Path, largest_bytes: int = 0) -> None:
+        """:param folder: empty, and of the file system to which the files are to be moved.
+
+        :param largest_bytes: of the tensors to come; twice as much memory is taken.
+        """
         self._binary = rpc_server
         self._folder = folder
         self._output = folder / "log"
         self._child: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._largest = largest_bytes
         self._buffer: tuple[int, int, int] | None = None
 
     def __enter__(self) -> Self:
@@ -228,12 +232,12 @@ class Namer:
         return digest.hexdigest()
 
     def _room(self, size_bytes: int) -> tuple[int, int]:
-        """A buffer's handle and address; one is kept and grows with need."""
+        """A buffer's handle and address; one is kept for all tensors that fit."""
         if self._buffer is not None and self._buffer[2] >= size_bytes:
             return self._buffer[:2]
-        if self._buffer is not None:
-            self._call(_FREE_BUFFER, _U64.pack(self._buffer[0]))
-            self._buffer = None
+        # A smaller one before it goes with the connection: whether freeing has an answer differs
+        # between versions.
+        size_bytes = max(size_bytes, self._largest)
         handle, got = _BUFFER.unpack(self._call(_ALLOC_BUFFER, _REQUEST_BUFFER.pack(0, size_bytes)))
         if not handle or got < size_bytes:
             raise NamerError(f"rpc-server has no {size_bytes} bytes of memory for a tensor")

@@ -100,9 +100,10 @@ def seed(
     if not lacking:
         return 0
     # One tensor lies there twice while it is named after it was fetched.
-    spare = 0 if wish.files else max(tensor.size_bytes for tensor in lacking)
+    largest = max(tensor.size_bytes for tensor in lacking)
+    spare = 0 if wish.files else largest
     store.make_room(missing_bytes + spare, keep | needed_names(manifest, wish))
-    with store.work_folder() as folder, Namer(tools.rpc_server(), folder) as namer:
+    with store.work_folder() as folder, Namer(tools.rpc_server(), folder, largest) as namer:
         for tensor in lacking:
             before = done
 

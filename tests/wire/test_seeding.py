@@ -278,8 +278,11 @@ def test_names_are_those_of_the_published_hash(engine: Place, tmp_path: Path) ->
         wanted = ((wanted ^ byte) * 0x100000001B3) & (1 << 64) - 1
     with Namer(binary, tmp_path) as namer:
         # The server's own threshold concerns what it stores, not what it is asked.
-        stored = namer.store(len(content), [content[:1000], content[1000:]])
-        assert stored.cache_name == f"{wanted:016x}"
+        small = namer.store(1000, [content[:1000]])
+        assert small.cache_name != f"{wanted:016x}"
+        larger = namer.store(len(content), [content[:1000], content[1000:]])
+        assert larger.cache_name == f"{wanted:016x}"
+        assert larger.path.read_bytes() == content
 
 
 async def test_nobody_wants_it_any_more(engine: Place, model: Path, tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ def llama_server(
     binary, port = place.binary(SERVER), free_port()
     assert binary is not None
     devices = ",".join(f"RPC{number}" for number in range(len(ports)))
-    share = ",".join(str(layers // len(ports)) for _ in ports)
+    # The output layer counts as one more of the last device, wherever it really lies.
+    shares = [layers // len(ports)] * len(ports) if ports else []
+    share = ",".join(map(str, [*shares[:-1], shares[-1] + 1] if shares else []))
     remote = [
         "--rpc", ",".join(f"127.0.0.1:{one}" for one in ports), "--device", devices,
         "--tensor-split", share, "--n-gpu-layers", str(layers + 1),
