@@ -35,6 +35,7 @@ _VERBS = {
     "keys": "keys",
     "demo": "demo",
     "gateway": "gateway",
+    "guard": "guard",
     "hand": "hand",
 }
 
