@@ -80,4 +80,20 @@ def first_fit(
 
 
 def shape_memory(facts: GgufFacts, layout: Layout, shape: Shape) -> tuple[DeviceUse, ...]:
-    return needs(facts, layout, context=shape.context, slots=shape.slots)
+    """What the layout takes. Remembered, for it does not depend on how much memory is free, and
+    every pass asks for the same again.
+    """
+    key = (id(facts), layout, shape.context, shape.slots)
+    known = _known.get(key)
+    if known is not None and known[0] is facts:
+        return known[1]
+    memory = needs(facts, layout, context=shape.context, slots=shape.slots)
+    if len(_known) >= _KNOWN_MOST:
+        _known.clear()
+    # With the facts themselves, so that no others can have their identity meanwhile.
+    _known[key] = (facts, memory)
+    return memory
+
+
+_KNOWN_MOST = 1 << 14
+_known: dict[tuple[int, Layout, int, int], tuple[GgufFacts, tuple[DeviceUse, ...]]] = {}

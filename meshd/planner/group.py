@@ -61,6 +61,7 @@ class Lending:
     """All places of a lender. :ivar penalty: how much slower a split may be for not having it."""
 
     node: str
+    name: str
     places: tuple[Offered, ...]
     penalty: float = 0.0
 

@@ -7,8 +7,8 @@ the time one record of it is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final
 
@@ -16,7 +16,7 @@ from meshd.mesh.record import EngineRecord, MemoryUse, NodeRecord, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.layout import RAM
 from meshd.planner.pace import CALIBRATION, Pace, device_paces
-from meshd.planner.plan import Code, Strategy
+from meshd.planner.plan import Code, Considered, Reason, Strategy
 from meshd.planner.same_engine import engines_differ
 
 ENTER_MS: Final = 80.0
@@ -31,6 +31,7 @@ _SOLO = (Strategy.SOLO_GPU, Strategy.SOLO_OFFLOAD, Strategy.SOLO_CPU)
 _HOLDS = (Stage.CLAIMED, Stage.LOADING, Stage.READY, Stage.DRAINING)
 _ANY = ""
 _SEEN_MOST, _NEAR_MOST = 8192, 8
+BARRED_MOST = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,14 @@ class Near:
     pinned: Mapping[str, frozenset[str]]
     own_taken: tuple[Taken, ...]
     _ranked: dict[tuple[int, bool], tuple[Peer, ...]] = field(default_factory=dict, compare=False)
+    _shown: list[tuple[Considered, ...]] = field(default_factory=list, compare=False)
+
+    @property
+    def shown(self) -> tuple[Considered, ...]:
+        """The barred, as many as a plan shows."""
+        if not self._shown:
+            self._shown.append(those_barred(self.barred))
+        return self._shown[0]
 
     def ranked(self, size_bytes: int, *, idle: bool) -> tuple[Peer, ...]:
         """The most promising first, for a model of about this size: by the seconds that a byte
@@ -332,3 +341,17 @@ def _price(peer: Peer, size_bytes: int, *, idle: bool) -> float:
             fixed_s = CALIBRATION.graph_s + peer.rtt_s
             price = min(price, 1 / place.pace.bytes_s + fixed_s / room)
     return price
+
+
+def those_barred(barred: Sequence[tuple[str, str, Code, str]]) -> tuple[Considered, ...]:
+    """Nodes that may not take part; of many, the rarest causes first, as they tell most."""
+    counts: dict[Code, int] = {}
+    for _, _, code, _ in barred:
+        counts[code] = counts.get(code, 0) + 1
+    ordered = sorted(barred, key=lambda one: (counts[one[2]], one[2], one[0]))
+    shown = [Considered((node,), 0.0, Reason(code, text)) for node, _, code, text in ordered]
+    if len(shown) <= BARRED_MOST:
+        return tuple(shown)
+    more, last = len(shown) - BARRED_MOST, shown[BARRED_MOST].reason
+    reason = replace(last, text=f"and {more} more nodes: {last.text}")
+    return (*shown[:BARRED_MOST], Considered((), 0.0, reason))

@@ -17,7 +17,16 @@ from meshd.models.facts import GgufFacts
 from meshd.planner.fit import Shape, shapes
 from meshd.planner.group import LENDERS_MOST, Group, Host, Lending, Offered, Search
 from meshd.planner.layout import RAM
-from meshd.planner.near import Near, Peer, bar, near, places_of, rtt_between, taken_by_others
+from meshd.planner.near import (
+    Near,
+    Peer,
+    bar,
+    near,
+    places_of,
+    rtt_between,
+    taken_by_others,
+    those_barred,
+)
 from meshd.planner.pace import (
     Pace,
     device_paces,
@@ -36,7 +45,7 @@ from meshd.planner.plan import (
     Reason,
     Strategy,
 )
-from meshd.planner.rivals import of_group, others_than, those_barred, why_nobody
+from meshd.planner.rivals import of_group, others_than, why_nobody
 from meshd.planner.view import NodeView
 
 _RUNS = (Stage.CLAIMED, Stage.LOADING, Stage.READY)
@@ -48,20 +57,15 @@ class _Question:
     """All that an answer depends on. Equal questions have equal answers."""
 
     facts: GgufFacts
-    fingerprint: str
     model: ModelSettings
     idle: Host
     whole: Host
     lenders: tuple[Lending, ...]
     lenders_whole: tuple[Lending, ...]
-    peers: tuple[Peer, ...]
-    barred: tuple[tuple[str, str, Code, str], ...]
     solo: Decision
-    solo_tokens_s: float
-    others_tokens_s: float
 
 
-_answers: dict[tuple[str, str], tuple[_Question, Decision]] = {}
+_answers: dict[tuple[str, str], tuple[_Question, Decision | None]] = {}
 
 
 def pipeline_offer(
@@ -118,22 +122,31 @@ def pipeline_offer(
         )
         for idle in (True, False)
     )
-    others = (
-        one.tokens_s
-        for one in around.solos.get(model.name, ())
-        if one.fingerprint == candidate.fingerprint
-    )
-    question = _Question(
-        facts, candidate.fingerprint, model, idle, whole, lenders, lenders_whole,
-        peers, barred, solo, solo.tokens_s, max(others, default=0.0),
-    )  # fmt: skip
+    question = _Question(facts, model, idle, whole, lenders, lenders_whole, solo)
     kept = _answers.get((me, model.name))
     if kept is not None and kept[0] == question:
-        return kept[1]
-    answer = _answer(question, view)
-    if len(_answers) >= _KEPT_MOST:
-        _answers.clear()
-    _answers[me, model.name] = (question, answer)
+        answer = kept[1]
+    else:
+        answer = _answer(question, view)
+        if len(_answers) >= _KEPT_MOST:
+            _answers.clear()
+        _answers[me, model.name] = (question, answer)
+    if answer is None:
+        return _nobody(question, barred, around)
+    shown = around.shown if barred is around.barred else those_barred(barred)
+    answer = replace(answer, considered=(*answer.considered, *shown))
+    faster = max(
+        (
+            one.tokens_s
+            for one in around.solos.get(model.name, ())
+            if one.fingerprint == candidate.fingerprint
+        ),
+        default=0.0,
+    )
+    if answer.strategy is Strategy.PIPELINE and faster >= answer.tokens_s:
+        text = f"another node serves it alone at {faster:g} tokens/s"
+        reason = Reason(Code.SOLO_FASTER, text)
+        answer = replace(answer, reasons=(*answer.reasons, reason))
     return answer
 
 
@@ -165,11 +178,10 @@ def _worth_a_search(solo: Decision, facts: GgufFacts, model: ModelSettings) -> b
     return solo.strategy is not Strategy.SOLO_GPU
 
 
-def _answer(question: _Question, view: MeshView) -> Decision:
-    facts, solo, peers = question.facts, question.solo, question.peers
+def _answer(question: _Question, view: MeshView) -> Decision | None:
+    """The best group, or the model alone where that is as fast; None where no group fits."""
+    facts, solo = question.facts, question.solo
     tried = tuple(shapes(facts, question.model, modest=True))
-    names = {one.id: one.name for one in peers}
-    barred = those_barred(question.barred)
     for host, lenders in (
         (question.idle, question.lenders),
         (question.whole, question.lenders_whole),
@@ -183,28 +195,34 @@ def _answer(question: _Question, view: MeshView) -> Decision:
             if solo.served and solo.tokens_s >= tokens_s:
                 text = f"alone it makes {solo.tokens_s:g} tokens/s, split {tokens_s:g}"
                 refused = of_group(host.node, group, Reason(Code.SOLO_FASTER, text))
-                return replace(solo, considered=(refused, *barred))
-            made = _decision(
-                solo, facts, host, group, view, _reasons(question, group, tried, names)
-            )
-            others = others_than(group, search, host.node, lenders, peers)
-            return replace(made, considered=(*others, *barred))
+                return replace(solo, considered=(refused,))
+            reasons = _reasons(question, group, tried)
+            made = _decision(solo, facts, host, group, view, reasons)
+            return replace(made, considered=others_than(group, search, host.node, lenders))
+    return None
+
+
+def _nobody(
+    question: _Question, barred: tuple[tuple[str, str, Code, str], ...], around: Near
+) -> Decision:
+    solo = question.solo
+    shown = around.shown if barred is around.barred else those_barred(barred)
     if solo.served:
-        return replace(solo, considered=barred)
+        return replace(solo, considered=shown)
+    least = tuple(shapes(question.facts, question.model, modest=True))[-1]
     blockers, next_step = why_nobody(
-        facts, tried[-1], question.whole, question.lenders_whole, question.barred
+        question.facts, least, question.whole, question.lenders_whole, barred
     )
     return replace(
         solo,
         blockers=(*blockers, *solo.blockers),
         next_step=next_step or solo.next_step,
-        considered=barred,
+        considered=shown,
     )
 
 
-def _reasons(
-    question: _Question, group: Group, tried: tuple[Shape, ...], names: Mapping[str, str]
-) -> tuple[Reason, ...]:
+def _reasons(question: _Question, group: Group, tried: tuple[Shape, ...]) -> tuple[Reason, ...]:
+    names = {one.node: one.name for one in (*question.lenders, *question.lenders_whole)}
     members = tuple(
         dict.fromkeys(one.node for one in group.pieces if one.node != question.whole.node)
     )
@@ -214,9 +232,6 @@ def _reasons(
     if question.solo.served:
         text = f"split with {who} it makes {tokens_s:g} tokens/s, alone {question.solo.tokens_s:g}"
         reasons = [Reason(Code.CHOSEN, text)]
-    if question.others_tokens_s >= tokens_s:
-        text = f"another node serves it alone at {question.others_tokens_s:g} tokens/s"
-        reasons.append(Reason(Code.SOLO_FASTER, text))
     unknown = [
         names.get(one.node, one.node)
         for one in question.lenders_whole
@@ -299,6 +314,8 @@ def _host(
     for device, size_bytes in less:
         budgets = budgets.less(device, size_bytes)
     unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
+    plannable = {device.id: device.plannable_bytes for device in record.devices}
+    held = dict(less)
     # What shares the RAM is counted once, so one of them is enough.
     usable = [gpu for gpu in node.gpus if not gpu.unified or gpu.id == unified[0]]
     known = {
@@ -314,12 +331,25 @@ def _host(
     )
     return Host(
         node=me,
-        rooms={device: max(0, budgets.free(device)) for device in known if device not in unified},
+        rooms={
+            device: _steady(budgets.free(device), plannable.get(device, 0) - held.get(device, 0))
+            for device in known
+            if device not in unified
+        },
         gpus=tuple(gpus),
         paces=known,
         unified=unified[:1],
         network_bytes_s=record.network_bytes_s,
     )
+
+
+def _steady(free_bytes: int, told_bytes: int) -> int:
+    """What our record tells the others, where it is about what is free and no more: figures that
+    move with every look would have everything searched anew.
+    """
+    if 0 < told_bytes <= free_bytes <= told_bytes * 1.1:
+        return told_bytes
+    return max(0, free_bytes)
 
 
 def _own_paces(node: NodeView, record: NodeRecord) -> dict[str, Pace]:
@@ -382,6 +412,7 @@ def _promising(
 def _lending(peer: Peer, model: str, *, idle: bool) -> Lending:
     return Lending(
         peer.id,
+        peer.name,
         tuple(
             Offered(
                 peer.id,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from meshd.models.facts import GgufFacts
 from meshd.planner.fit import Shape
 from meshd.planner.group import Group, Host, Lending, Search
 from meshd.planner.kv import layer_bytes
-from meshd.planner.near import Peer
 from meshd.planner.pace import rounded
 from meshd.planner.plan import Code, Considered, Reason
 from meshd.planner.workload import settings_of
 
 RIVALS_MOST = 8
-BARRED_MOST = 24
 # Each rival is a search of its own.
 _SEARCHED_MOST = 8
 
@@ -38,14 +35,13 @@ def others_than(
     search: Search,
     host: str,
     lenders: Sequence[Lending],
-    peers: Sequence[Peer],
 ) -> tuple[Considered, ...]:
     """The best group with each node that was left out, and without each that was taken, best first.
 
     In a large mesh only the first that were left out are named: a search for each would take long.
     """
     taken = {one.node for one in chosen.pieces} - {host}
-    names = {one.id: one.name for one in peers}
+    names = {one.node: one.name for one in lenders}
     left = [one for one in lenders if one.node not in taken]
     if len(lenders) > _SEARCHED_MOST:
         text = "its layers would be read more slowly, or it is farther away"
@@ -82,20 +78,6 @@ def others_than(
         key=lambda one: (-one.tokens_s, one.nodes),
     )
     return tuple(ordered[:RIVALS_MOST])
-
-
-def those_barred(barred: Sequence[tuple[str, str, Code, str]]) -> tuple[Considered, ...]:
-    """Nodes that may not take part; of many, the rarest causes first, as they tell most."""
-    counts: dict[Code, int] = {}
-    for _, _, code, _ in barred:
-        counts[code] = counts.get(code, 0) + 1
-    ordered = sorted(barred, key=lambda one: (counts[one[2]], one[2], one[0]))
-    shown = [Considered((node,), 0.0, Reason(code, text)) for node, _, code, text in ordered]
-    if len(shown) <= BARRED_MOST:
-        return tuple(shown)
-    more, last = len(shown) - BARRED_MOST, shown[BARRED_MOST].reason
-    reason = replace(last, text=f"and {more} more nodes: {last.text}")
-    return (*shown[:BARRED_MOST], Considered((), 0.0, reason))
 
 
 def why_nobody(
