@@ -106,10 +106,9 @@ def _tried(
         return spec
     planned = sum(use.total_bytes for use in decision.memory if use.device == RAM)
     most = spec.memory_max_bytes + max(0, ceiling.failed_bytes - planned) * 5 // 4
-    return replace(
-        spec,
-        memory_max_bytes=most if limit.ram_bytes is None else min(most, limit.ram_bytes),
-    )
+    if limit.ram_bytes is not None:
+        most = min(most, max(spec.memory_max_bytes, limit.ram_bytes))
+    return replace(spec, memory_max_bytes=most)
 
 
 def _names(found: Specs) -> set[tuple[EngineKind, str]]:

@@ -26,6 +26,9 @@ from meshd.units.split_layout import split_flags
 MIB = 1024**2
 GIB = 1024**3
 
+# Measured of a llama-server without a GPU: 15 MiB of its own, 17 MiB of libraries.
+_PROGRAM_BYTES = 128 * MIB
+
 
 def llama_spec(
     decision: Decision,
@@ -135,4 +138,8 @@ def _memory_max_bytes(decision: Decision, cache_bytes: int, limit: Limit | None)
     """What the engine may take of system memory before it is stopped rather than the node."""
     planned = sum(use.total_bytes for use in decision.memory if use.device == RAM)
     most = planned * 5 // 4 + cache_bytes + GIB
-    return most if limit is None or limit.ram_bytes is None else min(most, limit.ram_bytes)
+    if limit is None or limit.ram_bytes is None:
+        return most
+    # The limit is the models'; their programs, and drivers within them, come on top.
+    program_bytes = GIB if decision.layout.gpus else _PROGRAM_BYTES
+    return min(most, limit.ram_bytes + program_bytes)

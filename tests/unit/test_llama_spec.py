@@ -176,6 +176,7 @@ def test_a_limit_of_system_memory_is_the_engines_own_too() -> None:
     )
     assert free.memory_max_bytes is not None
     assert free.memory_max_bytes > 6 * GIB
-    assert bound.memory_max_bytes == 6 * GIB
+    # The program itself is none of the models.
+    assert bound.memory_max_bytes == 6 * GIB + GIB // 8
     cache = bound.argv[bound.argv.index("--cache-ram") + 1]
     assert int(cache) == 6 * GIB // 20 // 1024**2

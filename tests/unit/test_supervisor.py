@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -549,11 +550,18 @@ async def test_an_engine_that_hangs_again_and_again_is_stopped_and_that_is_said(
         await until(lambda: world.done[-1] == ("start", unit))
 
 
+def memory_max(engine: EngineStatus) -> int:
+    found = re.search(r"^MemoryMax=([0-9]+)$", engine.text, re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
 async def test_an_engine_that_runs_out_of_memory_gets_a_smaller_plan(world: World) -> None:
     world.text = ONE.replace(", slots: 2, context: 4096", "")
     unit = "mesh-llama@a.service"
     async with brain(world) as supervisor:
         first = supervisor.status().models[0].memory_bytes
+        allowed = memory_max(world.engines[unit])
         for restarts in range(3):
             assert ("restart", unit) not in world.done
             world.engines[unit] = replace(
@@ -565,6 +573,8 @@ async def test_an_engine_that_runs_out_of_memory_gets_a_smaller_plan(world: Worl
             await supervisor.reload()
         assert ("restart", unit) in world.done
         assert supervisor.status().models[0].memory_bytes < first
+        # The room that this leaves is for what was not foreseen.
+        assert memory_max(world.engines[unit]) == pytest.approx(allowed, rel=0.01)
 
 
 async def test_a_pass_for_the_command_line_feeds_the_watchdog_too(world: World) -> None:
