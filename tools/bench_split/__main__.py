@@ -13,9 +13,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from meshd.engine.build import EngineBuild
 from meshd.engine.describe import describe
 from meshd.engine.locate import require
 from meshd.errors import UserError
@@ -23,7 +24,7 @@ from meshd.models.gguf_facts import read_facts
 from meshd.node.observe import observe_hardware
 from meshd.node.processor import read_last_cache_bytes
 from meshd.node.speed import Speed
-from meshd.node.speed_bench import measure, ram_tasks
+from meshd.node.speed_bench import Task, measure, ram_tasks
 from meshd.paths import under
 from tools.bench_split.models import FOLDER, MODELS, model
 from tools.bench_split.predict import predicted_tokens_s
@@ -32,6 +33,7 @@ from tools.bench_split.rig import decode_tokens_s, one_thread, parts_of, serving
 
 GOAL = 0.15
 _TOKENS = 16
+_TRIES_MOST = 4
 # Between processes of one machine.
 _NETWORK_BYTES_S = 1_200_000_000
 
@@ -61,7 +63,7 @@ async def rows(
     hardware = one_thread(observe_hardware())
     cache_bytes = read_last_cache_bytes(Path("/"))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    speed = await measure(ram_tasks(hardware, build, cache_bytes), build, FOLDER, niceness=0)
+    speed = await _measured(ram_tasks(hardware, build, cache_bytes), build)
     yield speed
     for name in models:
         facts = read_facts(model(name))
@@ -81,6 +83,21 @@ async def rows(
                         predicted = predicted_tokens_s(facts, parts, speed, rtt_s, _NETWORK_BYTES_S)
                         # What else this machine does makes it slower, never faster.
                         yield Row(name, count, delay_ms, rtt_s * 1000, predicted, max(took))
+
+
+async def _measured(tasks: tuple[Task, ...], build: EngineBuild) -> Speed:
+    """As a node does it, which measures again what was disturbed; here at once."""
+    best = await measure(tasks, build, FOLDER, niceness=0)
+    for _ in range(_TRIES_MOST - 1):
+        if best.calm:
+            break
+        again = await measure(tasks, build, FOLDER, niceness=0)
+        best = replace(
+            again,
+            bandwidth_bytes_s=max(best.bandwidth_bytes_s, again.bandwidth_bytes_s),
+            lent_bandwidth_bytes_s=max(best.lent_bandwidth_bytes_s, again.lent_bandwidth_bytes_s),
+        )
+    return best
 
 
 def _line(row: Row) -> str:
