@@ -31,6 +31,8 @@ _SPLIT_STEP = math.log(1.02)
 _SPLIT_LEAST = 0.01
 
 _DRAINED = "it is being drained"
+_CLIENT = "its role is client"
+_SILENT = "it does not say that it could serve this model"
 
 _STANDBY = 1 << 16
 _STRATEGY = 1 << 13
@@ -44,13 +46,17 @@ Order = tuple[int, int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A member, with what is looked up for every model made ready once."""
+    """A member, with what is looked up for every model made ready once.
+
+    :ivar ranks: by model, without what the asking configurations add.
+    """
 
     member: MemberView
     offers: Mapping[str, Offer]
     near: int
     standby: int
     alive: bool
+    ranks: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,17 @@ class Mesh:
     """The alive and the suspect members by id, in its order, and who has which model assigned.
 
     :ivar dead: for a name still means what it meant to them.
+    :ivar offering: nodes' offers by model. :ivar clients: who serves nothing, with the sentence;
+        ``silent`` all others, with the sentence for a model that one does not offer.
     """
 
     known: Mapping[str, Known]
     assigned: Mapping[str, Mapping[str, Assignment]]
     dead: tuple[NodeRecord, ...] = ()
     records: Mapping[str, NodeRecord] = field(default_factory=dict)
+    offering: Mapping[str, Mapping[str, Offer]] = field(default_factory=dict)
+    clients: tuple[tuple[str, str], ...] = ()
+    silent: tuple[tuple[str, str], ...] = ()
 
     def assignment(self, model: str, node: str) -> Assignment | None:
         return self.assigned.get(model, {}).get(node)
@@ -92,18 +103,41 @@ def mesh_of(view: MeshView) -> Mesh:
     """What the view says, made ready for look-ups."""
     known: dict[str, Known] = {}
     assigned: dict[str, dict[str, Assignment]] = {}
+    offering: dict[str, dict[str, Offer]] = {}
     for member in sorted(view.members, key=lambda member: member.id):
         if member.status not in (Status.ALIVE, Status.SUSPECT):
             continue
-        record = member.record
-        offers = {offer.model: offer for offer in reversed(record.offers)}
-        standby = _STANDBY if record.role == "standby" else 0
-        alive = member.status is Status.ALIVE
-        known[member.id] = Known(member, offers, _nearness(record), standby, alive)
-        for one in reversed(record.assignments):
-            assigned.setdefault(one.model, {})[member.id] = one
+        one = known[member.id] = _known_as(member)
+        for model, offer in one.offers.items():
+            offering.setdefault(model, {})[member.id] = offer
+        for running in reversed(member.record.assignments):
+            assigned.setdefault(running.model, {})[member.id] = running
     records = {node: one.member.record for node, one in known.items()}
-    return Mesh(known, assigned, view.dead, records)
+    clients = tuple((node, _CLIENT) for node, one in records.items() if one.role == "client")
+    silent = tuple((node, _SILENT) for node, one in records.items() if one.role != "client")
+    return Mesh(known, assigned, view.dead, records, offering, clients, silent)
+
+
+_MEMBERS_MOST = 8192
+_members: dict[str, Known] = {}
+
+
+def _known_as(member: MemberView) -> Known:
+    """Remembered while the record is the same object: most of a mesh does not change in a pass."""
+    kept = _members.get(member.id)
+    if kept is not None and kept.member is member:
+        return kept
+    same = kept is not None and kept.member.record is member.record
+    if kept is not None and same and kept.member == member:
+        return kept
+    record = member.record
+    offers = {offer.model: offer for offer in reversed(record.offers)}
+    standby = _STANDBY if record.role == "standby" else 0
+    made = Known(member, offers, _nearness(record), standby, member.status is Status.ALIVE)
+    if len(_members) >= _MEMBERS_MOST:
+        _members.clear()
+    _members[member.id] = made
+    return made
 
 
 def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
@@ -112,15 +146,29 @@ def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
     excluded: dict[Code, list[tuple[str, str]]] = {}
     open_to: list[tuple[str, Offer]] = []
     meant = _meant_by(asked, mesh.dead)
-    for node, one in mesh.known.items():
-        offer = one.offers.get(model)
-        if offer is not None and offer.fingerprint and node in asked.asked_by:
+    offering = mesh.offering.get(model, {})
+    if asked.nodes:
+        others = [one for one in (*mesh.clients, *mesh.silent) if one[0] not in offering]
+        for node, _ in others:
+            obstacle = _obstacle(asked, mesh.known[node], None)
+            assert obstacle is not None
+            excluded.setdefault(obstacle[0], []).append((node, obstacle[1]))
+    else:
+        # A thousand nodes that have nothing to do with the model, for each of a hundred models.
+        for code, them in ((Code.ROLE, mesh.clients), (Code.NOT_OFFERED, mesh.silent)):
+            without = [one for one in them if one[0] not in offering]
+            if without:
+                excluded[code] = without
+    for node, offer in offering.items():
+        if offer.fingerprint and node in asked.asked_by:
             meant[offer.fingerprint] += 1
-        obstacle = _obstacle(asked, one, offer)
+        obstacle = _obstacle(asked, mesh.known[node], offer)
         if obstacle is not None:
             excluded.setdefault(obstacle[0], []).append((node, obstacle[1]))
-        elif offer is not None:
+        else:
             open_to.append((node, offer))
+    for reasons in excluded.values():
+        reasons.sort()
     assigned = mesh.assigned.get(model, {})
     fingerprint, notes = _content(open_to, assigned, meant)
     nodes: list[str] = []
@@ -150,8 +198,14 @@ def rank(asked: Wanted, one: Known) -> int:
     Told from its own record alone, so that two nodes that compare themselves come to one result,
     whatever else they see.
     """
-    offer = one.offers.get(asked.model)
-    result = (0 if one.member.id in asked.asked_by else 1) + one.standby
+    known = one.ranks.get(asked.model)
+    if known is None:
+        known = one.ranks[asked.model] = _rank(one.offers.get(asked.model)) + one.standby
+    return known + (0 if one.member.id in asked.asked_by else 1)
+
+
+def _rank(offer: Offer | None) -> int:
+    result = 0
     if offer is None:
         return result + _ORDER_UNKNOWN * _STRATEGY + _SPEED_MOST * _SPEED
     strategy = _ORDER.get(offer.strategy, _ORDER_UNKNOWN)
@@ -198,11 +252,11 @@ def summed(memory: tuple[MemoryUse, ...]) -> tuple[MemoryUse, ...]:
 def _obstacle(asked: Wanted, one: Known, offer: Offer | None) -> tuple[Code, str] | None:
     """What lasts: it would not serve this model however much memory were free."""
     if one.member.record.role == "client":
-        return Code.ROLE, "its role is client"
+        return Code.ROLE, _CLIENT
     if asked.nodes and not _pinned_here(asked, one):
         return Code.NOT_PINNED, f"models[].nodes names {', '.join(sorted(asked.nodes))}"
     if offer is None:
-        return Code.NOT_OFFERED, "it does not say that it could serve this model"
+        return Code.NOT_OFFERED, _SILENT
     if offer.problem or offer.strategy not in _ORDER:
         code = Code(offer.code) if offer.code in _CODES else Code.CANNOT_SERVE
         return code, offer.problem or f"cannot serve it: strategy {offer.strategy}"

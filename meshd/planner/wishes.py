@@ -9,6 +9,7 @@ overruled.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from meshd.mesh.record import NodeRecord, Wish
@@ -52,8 +53,9 @@ class _Sum:
     asked_by: list[str]
     differing: dict[str, tuple[object, str]] = field(default_factory=dict)
 
-    def add(self, wish: Wish, node: NodeRecord, order: int) -> None:
-        self.asked_by.append(node.id)
+    def add(self, wish: Wish, node: NodeRecord, order: int, asked_by: list[str]) -> None:
+        """:param asked_by: all nodes that say just the same; `node` is the first of them."""
+        self.asked_by.extend(asked_by)
         if order < self.order:
             self.order = order
         # Nearly always all nodes say the same.
@@ -86,17 +88,17 @@ def wanted(view: MeshView) -> tuple[Wanted, ...]:
     """
     sums: dict[str, _Sum] = {}
     records = (*(member.record for member in view.members), *view.dead)
-    for record in sorted(records, key=lambda record: record.id):
-        for order, wish in enumerate(record.wishes):
+    for first, ids in _alike(sorted(records, key=lambda record: record.id)):
+        for order, wish in enumerate(first.wishes):
             if not is_model_name(wish.model):
                 continue
             known = sums.get(wish.model)
             if known is None:
                 known = sums[wish.model] = _Sum(
-                    wish, record, order, wish.least, wish.most,
+                    wish, first, order, wish.least, wish.most,
                     set(wish.aliases), set(wish.nodes), [],
                 )  # fmt: skip
-            known.add(wish, record, order)
+            known.add(wish, first, order, ids)
     ordered = sorted(sums.items(), key=lambda item: (item[1].order, item[0]))
     taken = set(sums)
     result = []
@@ -106,6 +108,34 @@ def wanted(view: MeshView) -> tuple[Wanted, ...]:
         taken.update(aliases)
         result.append(_one(model, one, aliases))
     return tuple(result)
+
+
+def _alike(records: list[NodeRecord]) -> Iterator[tuple[NodeRecord, list[str]]]:
+    """Nodes whose wishes are all the same, as most are: the first of each kind, and all ids."""
+    kinds: dict[int, tuple[NodeRecord, list[str]]] = {}
+    for record in records:
+        if record.wishes:
+            kinds.setdefault(id(_one_of(record.wishes)), (record, []))[1].append(record.id)
+    yield from kinds.values()
+
+
+_OBJECTS_MOST = 8192
+_objects: dict[int, tuple[tuple[Wish, ...], tuple[Wish, ...]]] = {}
+_kinds: dict[tuple[Wish, ...], tuple[Wish, ...]] = {}
+
+
+def _one_of(wishes: tuple[Wish, ...]) -> tuple[Wish, ...]:
+    """One object for equal wishes. Those of a hundred models are compared only once a record."""
+    known = _objects.get(id(wishes))
+    if known is not None and known[0] is wishes:
+        return known[1]
+    if len(_objects) >= _OBJECTS_MOST or len(_kinds) >= _OBJECTS_MOST:
+        # Within one pass two objects for equal wishes do no harm: they count as two kinds.
+        _objects.clear()
+        _kinds.clear()
+    same = _kinds.setdefault(wishes, wishes)
+    _objects[id(wishes)] = (wishes, same)
+    return same
 
 
 def _one(model: str, one: _Sum, aliases: tuple[str, ...]) -> Wanted:
