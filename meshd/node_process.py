@@ -16,7 +16,6 @@ from meshd.console.server import ConsoleServer
 from meshd.control import ControlServer
 from meshd.doctor.run import summary
 from meshd.drain_order import DrainOrder
-from meshd.engine.locate import RPC_SERVER, require
 from meshd.errors import UserError
 from meshd.exposure import Exposure
 from meshd.gateway.child import GatewayChild
@@ -28,7 +27,7 @@ from meshd.observe import NodeObserver
 from meshd.paths import Paths
 from meshd.persistence import Disk
 from meshd.seeding.background import Seeding
-from meshd.seeding.seed import Tools
+from meshd.seeding.node_tools import node_tools
 from meshd.seeding.store import Store
 from meshd.shared_models import share_models
 from meshd.speed_watch import Pauses, SpeedWatch
@@ -136,10 +135,7 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         splits=NodeSplits(
             paths,
             lambda: _each(woken),
-            Seeding(
-                Tools(Store(paths.rpc_cache), lambda: _rpc_server(paths), paths.tls),
-                lambda: _each(woken),
-            ),
+            Seeding(node_tools(paths), lambda: _each(woken)),
         ),
     )
     woken.append(supervisor.wake)
@@ -152,14 +148,6 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         await doors.close()
         await applier.close()
         os.close(lock)
-
-
-def _rpc_server(paths: Paths) -> Path:
-    """:raises UserError: there is none."""
-    program = require(paths).binary(RPC_SERVER)
-    if program is None:
-        raise UserError("the engine has no rpc-server", hint="meshd engine install")
-    return program
 
 
 def _speed_watch(paths: Paths, when: str) -> SpeedWatch:

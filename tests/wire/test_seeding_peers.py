@@ -155,6 +155,16 @@ async def test_a_member_of_another_mesh_is_no_source(
             await asyncio.to_thread(source.headers, content)
 
 
+async def test_another_node_at_this_address_is_no_source(
+    model: Path, content: str, tmp_path: Path
+) -> None:
+    me = member(tmp_path, "me")
+    async with sharing(tmp_path, "b", model) as b:
+        source = PeerSource(me.id, b.address, me.tls)
+        with pytest.raises(SourceError, match="another node answers"):
+            await asyncio.to_thread(source.headers, content)
+
+
 async def test_what_was_fetched_is_not_fetched_again(
     model: Path, content: str, tmp_path: Path
 ) -> None:
