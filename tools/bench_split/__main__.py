@@ -56,14 +56,21 @@ class Row:
 
 
 async def rows(
-    models: list[str], stages: list[int], delays_ms: list[float], rounds: int
+    models: list[str],
+    stages: list[int],
+    delays_ms: list[float],
+    rounds: int,
+    speed: Speed | None = None,
 ) -> AsyncIterator[Row | Speed]:
-    """First the machine's speed, then one row a configuration."""
+    """First the machine's speed, then one row a configuration.
+
+    :param speed: of one thread, measured where it is not given.
+    """
     build = describe(require())
     hardware = one_thread(observe_hardware())
     cache_bytes = read_last_cache_bytes(Path("/"))
     FOLDER.mkdir(parents=True, exist_ok=True)
-    speed = await _measured(ram_tasks(hardware, build, cache_bytes), build)
+    speed = speed or await _measured(ram_tasks(hardware, build, cache_bytes), build)
     yield speed
     for name in models:
         facts = read_facts(model(name))

@@ -45,8 +45,9 @@ def predicted_tokens_s(
     lent = device_paces(host, lent=True)[RAM]
     lendings = [
         Lending(
-            part.node,
-            (Offered(part.node, RAM, _ROOM_BYTES, lent, rtt_s, network_bytes_s),),
+            node=part.node,
+            name=part.node,
+            places=(Offered(part.node, RAM, _ROOM_BYTES, lent, rtt_s, network_bytes_s),),
         )
         for part in parts
         if part.node != HOST
