@@ -48,7 +48,7 @@ Order = tuple[int, int, int, str]
 class Known:
     """A member, with what is looked up for every model made ready once.
 
-    :ivar ranks: by model, without what the asking configurations add.
+    :ivar ranks: by model, without what the asking configurations add; likewise ``obstacles``.
     """
 
     member: MemberView
@@ -57,6 +57,7 @@ class Known:
     standby: int
     alive: bool
     ranks: dict[str, int] = field(default_factory=dict, compare=False)
+    obstacles: dict[str, tuple[Code, str] | None] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,14 @@ def summed(memory: tuple[MemoryUse, ...]) -> tuple[MemoryUse, ...]:
 
 def _obstacle(asked: Wanted, one: Known, offer: Offer | None) -> tuple[Code, str] | None:
     """What lasts: it would not serve this model however much memory were free."""
+    if asked.nodes or offer is None:
+        return _obstacle_anew(asked, one, offer)
+    if asked.model not in one.obstacles:
+        one.obstacles[asked.model] = _obstacle_anew(asked, one, offer)
+    return one.obstacles[asked.model]
+
+
+def _obstacle_anew(asked: Wanted, one: Known, offer: Offer | None) -> tuple[Code, str] | None:
     if one.member.record.role == "client":
         return Code.ROLE, _CLIENT
     if asked.nodes and not _pinned_here(asked, one):

@@ -40,8 +40,15 @@ class Budgets:
         return budgets
 
     def hold(self, memory: Sequence[DeviceUse]) -> bool:
-        after = self.without(memory)
-        return all(after.free(use.device) >= 0 for use in memory if use.total_bytes)
+        left: dict[str, int] = {}
+        for use in memory:
+            device = RAM if use.device in self.unified else use.device
+            left[device] = left.get(device, self.free(device)) - use.total_bytes
+        return all(
+            left[RAM if use.device in self.unified else use.device] >= 0
+            for use in memory
+            if use.total_bytes
+        )
 
 
 def whole_layouts(facts: GgufFacts, gpus: Sequence[Gpu], budgets: Budgets) -> Iterator[Layout]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from operator import attrgetter
 from typing import Final
 
 from meshd.mesh.record import EngineRecord, MemoryUse, NodeRecord, Stage
@@ -75,12 +76,13 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Solo:
-    """How a node would serve a model alone."""
+    """How a node would serve a model alone. :ivar order: the best first."""
 
     node: str
     tokens_s: float
     fingerprint: str
-    strategy: str
+    order: tuple[int, float, str]
+    memory: tuple[MemoryUse, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,14 @@ class Near:
         """The most promising first, for a model of about this size: by the seconds that a byte
         takes on their best device when it is as full as the model makes it, all costs reckoned in.
         """
-        key = (max(1, size_bytes).bit_length(), idle)
+        # Sizes that differ by less than four times share a list.
+        key = (max(1, size_bytes).bit_length() // 2, idle)
         found = self._ranked.get(key)
         if found is None:
-            most = 1 << key[0]
-            ordered = sorted((_price(peer, most, idle=idle), peer.id, peer) for peer in self.peers)
-            found = self._ranked[key] = tuple(peer for price, _, peer in ordered if price < inf)
+            most = 1 << (2 * key[0] + 1)
+            prices = ((_price(peer, most, idle=idle), peer.id, peer) for peer in self.peers)
+            ordered = sorted(one for one in prices if one[0] < inf)
+            found = self._ranked[key] = tuple(peer for _, _, peer in ordered)
         return found
 
 
@@ -128,7 +132,7 @@ class _Seen:
     rtt: Mapping[str, float]
     pools: Mapping[str, str]
     places: tuple[Place, ...]
-    solos: tuple[tuple[str, Solo, tuple[MemoryUse, ...]], ...]
+    solos: tuple[tuple[str, Solo], ...]
     pins: tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -215,8 +219,13 @@ def _see(record: NodeRecord) -> _Seen:
     solos = tuple(
         (
             one.model,
-            Solo(record.id, one.tokens_s, one.fingerprint, one.strategy),
-            one.memory,
+            Solo(
+                record.id,
+                one.tokens_s,
+                one.fingerprint,
+                (_SOLO.index(Strategy(one.strategy)), -one.tokens_s, record.id),
+                one.memory,
+            ),
         )
         for one in record.offers
         if one.strategy in _SOLO and not one.problem
@@ -284,7 +293,6 @@ def _burdens(
 ) -> tuple[dict[str, list[Solo]], dict[str, dict[str, float]], dict[str, list[Taken]]]:
     """Who can serve what alone; which nodes are needed, by model; what memory is taken, by node."""
     solos: dict[str, list[Solo]] = {}
-    memory: dict[tuple[str, str], tuple[MemoryUse, ...]] = {}
     taken: dict[str, list[Taken]] = {}
     needed: dict[str, dict[str, float]] = {}
     running: set[str] = set()
@@ -292,9 +300,8 @@ def _burdens(
     for member in sorted(view.members, key=lambda one: one.id):
         record = member.record
         if member.status is Status.ALIVE and not record.draining:
-            for model, solo, uses in _see(record).solos:
+            for model, solo in _see(record).solos:
                 solos.setdefault(model, []).append(solo)
-                memory[model, member.id] = uses
         for one in record.assignments:
             if one.stage not in _HOLDS:
                 continue
@@ -308,15 +315,13 @@ def _burdens(
                     lender = records[part.node]
                     _take(taken, lender, one.model, ((part.device, part.size_bytes),))
     for model, found in solos.items():
-        best = min(
-            found, key=lambda one: (_SOLO.index(Strategy(one.strategy)), -one.tokens_s, one.node)
-        )
+        best = min(found, key=attrgetter("order"))
         share = ONLY_HOME if len(found) == 1 else BEST_HOME
         shares = needed.setdefault(best.node, {})
         shares[model] = max(share, shares.get(model, 0.0))
         if len(found) == 1 and model not in running:
             # What nobody else can serve is as good as there.
-            uses = memory[model, best.node]
+            uses = best.memory
             _take(taken, records[best.node], model, ((u.device, u.size_bytes) for u in uses))
     return solos, needed, taken
 
@@ -335,11 +340,13 @@ def _take(
 
 def _price(peer: Peer, size_bytes: int, *, idle: bool) -> float:
     price = inf
+    fixed_s = CALIBRATION.graph_s + peer.rtt_s
     for place in peer.places:
-        room = min(size_bytes, peer.room(place, _ANY, idle=idle))
+        room = place.plannable_bytes
+        if idle and peer.taken:
+            room = peer.room(place, _ANY, idle=True)
         if room > 0:
-            fixed_s = CALIBRATION.graph_s + peer.rtt_s
-            price = min(price, 1 / place.pace.bytes_s + fixed_s / room)
+            price = min(price, 1 / place.pace.bytes_s + fixed_s / min(size_bytes, room))
     return price
 
 

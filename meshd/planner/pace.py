@@ -93,6 +93,23 @@ def layer_reads(
     facts: GgufFacts, context: int, calibration: Calibration = CALIBRATION
 ) -> tuple[tuple[int, int], ...]:
     """Bytes that each block reads for a token: its experts', and all others with its KV cache."""
+    kept = _reads.get((id(facts), context))
+    if kept is not None and kept[0] is facts and kept[1] == calibration:
+        return kept[2]
+    reads = _layer_reads(facts, context, calibration)
+    if len(_reads) >= _READS_MOST:
+        _reads.clear()
+    _reads[id(facts), context] = (facts, calibration, reads)
+    return reads
+
+
+_READS_MOST = 4096
+_reads: dict[tuple[int, int], tuple[GgufFacts, Calibration, tuple[tuple[int, int], ...]]] = {}
+
+
+def _layer_reads(
+    facts: GgufFacts, context: int, calibration: Calibration
+) -> tuple[tuple[int, int], ...]:
     filled = max(1, min(context, calibration.fill_tokens))
     settings = ContextSettings(context=filled, ubatch=1)
     widest = max((layer.value_elements for layer in facts.layers), default=0)

@@ -58,14 +58,12 @@ class _Question:
 
     facts: GgufFacts
     model: ModelSettings
-    idle: Host
-    whole: Host
+    host: Host
     lenders: tuple[Lending, ...]
-    lenders_whole: tuple[Lending, ...]
     solo: Decision
 
 
-_answers: dict[tuple[str, str], tuple[_Question, Decision | None]] = {}
+_answers: dict[tuple[str, str, bool], tuple[_Question, Decision | None]] = {}
 
 
 def pipeline_offer(
@@ -115,22 +113,17 @@ def pipeline_offer(
             return _decision(solo, facts, whole, standing, view, (reason,))
     peers, barred = _sorted(around, model, me, excluded)
     size_bytes = facts.file_bytes
-    lenders, lenders_whole = (
-        tuple(
-            _lending(peer, model.name, idle=idle)
-            for peer in _promising(around, peers, size_bytes, idle=idle)
+    answer = None
+    question = _Question(facts, model, whole, (), solo)
+    for host, free in ((idle, True), (whole, False)):
+        lenders = tuple(
+            _lending(peer, model.name, idle=free)
+            for peer in _promising(around, peers, size_bytes, idle=free)
         )
-        for idle in (True, False)
-    )
-    question = _Question(facts, model, idle, whole, lenders, lenders_whole, solo)
-    kept = _answers.get((me, model.name))
-    if kept is not None and kept[0] == question:
-        answer = kept[1]
-    else:
-        answer = _answer(question, view)
-        if len(_answers) >= _KEPT_MOST:
-            _answers.clear()
-        _answers[me, model.name] = (question, answer)
+        question = _Question(facts, model, host, lenders, solo)
+        answer = _remembered(question, view, me, idle=free)
+        if answer is not None:
+            break
     if answer is None:
         return _nobody(question, barred, around)
     shown = around.shown if barred is around.barred else those_barred(barred)
@@ -178,27 +171,35 @@ def _worth_a_search(solo: Decision, facts: GgufFacts, model: ModelSettings) -> b
     return solo.strategy is not Strategy.SOLO_GPU
 
 
+def _remembered(question: _Question, view: MeshView, me: str, *, idle: bool) -> Decision | None:
+    key = (me, question.model.name, idle)
+    kept = _answers.get(key)
+    if kept is not None and kept[0] == question:
+        return kept[1]
+    answer = _answer(question, view)
+    if len(_answers) >= _KEPT_MOST:
+        _answers.clear()
+    _answers[key] = (question, answer)
+    return answer
+
+
 def _answer(question: _Question, view: MeshView) -> Decision | None:
     """The best group, or the model alone where that is as fast; None where no group fits."""
-    facts, solo = question.facts, question.solo
+    facts, solo, host, lenders = question.facts, question.solo, question.host, question.lenders
     tried = tuple(shapes(facts, question.model, modest=True))
-    for host, lenders in (
-        (question.idle, question.lenders),
-        (question.whole, question.lenders_whole),
-    ):
-        for shape in tried if lenders else ():
-            search = Search(facts, host, shape)
-            group = search.best(lenders)
-            if group is None:
-                continue
-            tokens_s = rounded(1 / group.token_s)
-            if solo.served and solo.tokens_s >= tokens_s:
-                text = f"alone it makes {solo.tokens_s:g} tokens/s, split {tokens_s:g}"
-                refused = of_group(host.node, group, Reason(Code.SOLO_FASTER, text))
-                return replace(solo, considered=(refused,))
-            reasons = _reasons(question, group, tried)
-            made = _decision(solo, facts, host, group, view, reasons)
-            return replace(made, considered=others_than(group, search, host.node, lenders))
+    for shape in tried if lenders else ():
+        search = Search(facts, host, shape)
+        group = search.best(lenders)
+        if group is None:
+            continue
+        tokens_s = rounded(1 / group.token_s)
+        if solo.served and solo.tokens_s >= tokens_s:
+            text = f"alone it makes {solo.tokens_s:g} tokens/s, split {tokens_s:g}"
+            refused = of_group(host.node, group, Reason(Code.SOLO_FASTER, text))
+            return replace(solo, considered=(refused,))
+        reasons = _reasons(question, group, tried)
+        made = _decision(solo, facts, host, group, view, reasons)
+        return replace(made, considered=others_than(group, search, host.node, lenders))
     return None
 
 
@@ -210,9 +211,7 @@ def _nobody(
     if solo.served:
         return replace(solo, considered=shown)
     least = tuple(shapes(question.facts, question.model, modest=True))[-1]
-    blockers, next_step = why_nobody(
-        question.facts, least, question.whole, question.lenders_whole, barred
-    )
+    blockers, next_step = why_nobody(question.facts, least, question.host, question.lenders, barred)
     return replace(
         solo,
         blockers=(*blockers, *solo.blockers),
@@ -222,9 +221,9 @@ def _nobody(
 
 
 def _reasons(question: _Question, group: Group, tried: tuple[Shape, ...]) -> tuple[Reason, ...]:
-    names = {one.node: one.name for one in (*question.lenders, *question.lenders_whole)}
+    names = {one.node: one.name for one in question.lenders}
     members = tuple(
-        dict.fromkeys(one.node for one in group.pieces if one.node != question.whole.node)
+        dict.fromkeys(one.node for one in group.pieces if one.node != question.host.node)
     )
     who = ", ".join(names.get(node, node) for node in members)
     tokens_s = rounded(1 / group.token_s)
@@ -234,10 +233,10 @@ def _reasons(question: _Question, group: Group, tried: tuple[Shape, ...]) -> tup
         reasons = [Reason(Code.CHOSEN, text)]
     unknown = [
         names.get(one.node, one.node)
-        for one in question.lenders_whole
+        for one in question.lenders
         if one.node in members and not all(place.pace.measured for place in one.places)
     ]
-    if not all(pace.measured for pace in question.whole.paces.values()):
+    if not all(pace.measured for pace in question.host.paces.values()):
         unknown.append("this node")
     if unknown:
         text = f"speed not measured yet on {', '.join(unknown)}: a cautious guess is used"
