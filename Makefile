@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
 .PHONY: help demo test test-unit test-wire test-lab lint sim engine config bench-memory \
-	bench-mesh bench-gateway bench-routing bench-clients bench-split clean
+	bench-mesh bench-gateway bench-routing bench-plan bench-clients bench-split clean
 
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench-mesh    membership beside Serf: detection, convergence, cost (15 min)"
 	@echo "make bench-gateway our gateway beside others, 10 min; ARGS=--quick for a minute or two"
 	@echo "make bench-routing prefix hits and balance of ways to choose a replica, half a minute"
+	@echo "make bench-plan    how long a node plans in a mesh of a thousand, half a minute"
 	@echo "make bench-clients what a client costs the node that it follows"
 	@echo "make bench-split   predicted against real speed of splits, over links with delay (4 min)"
 	@echo "make bench-load    loads of a split with a seeded tensor cache and without, 2 minutes"
@@ -69,6 +70,9 @@ bench-gateway: $(VENV)/.dev
 
 bench-routing: $(VENV)/.dev
 	@$(PYTHON) -m tools.bench_routing $(ARGS)
+
+bench-plan: $(VENV)/.dev
+	@$(PYTHON) -m tools.bench_plan $(ARGS)
 
 bench-clients: $(VENV)/.dev
 	@$(PYTHON) -m tools.bench_clients $(ARGS)
