@@ -2,7 +2,7 @@
 
 The engine reads a hole as it reads weights, since the kernel gives each page of it memory of its
 own; so a file of any size is made in milliseconds and takes no disk. That its numbers are all zero
-changes no processor's speed (measured: within 2 % of random weights).
+changes no processor's speed (measured: decoding within 1 % of random weights, prompts within 4 %).
 """
 
 from __future__ import annotations
