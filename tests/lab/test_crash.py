@@ -88,7 +88,7 @@ def test_a_dead_engine_is_not_routed_to_and_comes_back(served: Node) -> None:
     assert served.main_pid(mesh.ENGINES["small"]) == small
 
 
-def test_an_engine_that_hangs_is_not_routed_to_and_is_replaced(served: Node) -> None:
+def test_an_engine_that_hangs_is_replaced(served: Node) -> None:
     unit = mesh.ENGINES["tiny"]
     small = served.main_pid(mesh.ENGINES["small"])
     began_s = time.monotonic()
@@ -99,7 +99,10 @@ def test_an_engine_that_hangs_is_not_routed_to_and_is_replaced(served: Node) -> 
         "the brain to notice",
     )
     noticed_s = time.monotonic() - began_s
-    assert mesh.chat(served, timeout_s=2).status == 503
+    # By now it may be there again; whoever asks meanwhile is told to come back, and quickly.
+    asked_s = time.monotonic()
+    assert mesh.chat(served, timeout_s=10).status in (200, 503)
+    assert time.monotonic() - asked_s < 8
     assert mesh.served(served, "small")
     # With SIGTERM systemd sends SIGCONT, so this one ends at once; one that hangs by itself would be
     # killed five seconds later.
