@@ -104,7 +104,7 @@ def test_an_engine_that_hangs_is_replaced(served: Node) -> None:
     assert mesh.chat(served, timeout_s=10).status in (200, 503)
     assert time.monotonic() - asked_s < 8
     assert mesh.served(served, "small")
-    # With SIGTERM systemd sends SIGCONT, so this one ends at once; one that hangs by itself would be
+    # With SIGTERM systemd sends SIGCONT, so this one ends at once; one that hangs by itself is
     # killed five seconds later.
     replaced(served, unit, old)
     mesh.settled(served)
