@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from meshd.mesh.record import Assignment, MemoryUse, Stage
-from meshd.planner.eligible import Eligible, Order
+from meshd.planner.eligible import Eligible
 from meshd.planner.holding import Holding
 from meshd.planner.mesh_plan import Release, Replica
+from meshd.planner.ranking import Order
 from meshd.planner.wishes import Wanted
 
 

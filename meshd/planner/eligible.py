@@ -1,4 +1,4 @@
-"""Which nodes may run a model, in what order they are asked, and why the others may not."""
+"""Which nodes may run a model, and why the others may not. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import blake2b
 from statistics import median
 
 from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage
@@ -15,33 +13,11 @@ from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.plan import Code, Strategy
 from meshd.planner.wishes import Wanted
 
-_ORDER: Mapping[str, int] = {
-    Strategy.SOLO_GPU: 0,
-    Strategy.PIPELINE: 1,
-    Strategy.SOLO_OFFLOAD: 2,
-    Strategy.SOLO_CPU: 2,
-}
-# A split that is slower than what some node does alone, as its own offer says.
-_ORDER_SLOWER = 3
-_ORDER_UNKNOWN = 4
+_SERVED = (Strategy.SOLO_GPU, Strategy.PIPELINE, Strategy.SOLO_OFFLOAD, Strategy.SOLO_CPU)
 _RTT_UNKNOWN = 99
-_SPEED_STEP = math.log(1.5)
-# Splits: fine enough that the best host wins, and from a token in a hundred seconds upwards.
-_SPLIT_STEP = math.log(1.02)
-_SPLIT_LEAST = 0.01
-
 _DRAINED = "it is being drained"
 _CLIENT = "its role is client"
 _SILENT = "it does not say that it could serve this model"
-
-_STANDBY = 1 << 16
-_STRATEGY = 1 << 13
-_SPEED = 1 << 2
-_SPEED_MOST = 2047
-_PROCESSOR = 1 << 1
-
-Order = tuple[int, int, int, str]
-"""Rank, distance, chance, node: small is better, and no two are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +30,7 @@ class Known:
     member: MemberView
     offers: Mapping[str, Offer]
     near: int
-    standby: int
+    standby: bool
     alive: bool
     ranks: dict[str, int] = field(default_factory=dict, compare=False)
     obstacles: dict[str, tuple[Code, str] | None] = field(default_factory=dict, compare=False)
@@ -116,9 +92,19 @@ def mesh_of(view: MeshView) -> Mesh:
     records = {node: one.member.record for node, one in known.items()}
     clients = tuple((node, _CLIENT) for node, one in records.items() if one.role == "client")
     silent = tuple((node, _SILENT) for node, one in records.items() if one.role != "client")
+    kept = _others.get(view.me)
+    if kept is not None and kept == (clients, silent):
+        # The same objects as the last time, so that they are compared once and not for each model.
+        clients, silent = kept
+    elif len(_others) >= _OTHERS_MOST:
+        _others.clear()
+    _others[view.me] = (clients, silent)
     return Mesh(known, assigned, view.dead, records, offering, clients, silent)
 
 
+_Sentences = tuple[tuple[str, str], ...]
+_OTHERS_MOST = 8
+_others: dict[str, tuple[_Sentences, _Sentences]] = {}
 _MEMBERS_MOST = 8192
 _members: dict[str, Known] = {}
 
@@ -126,15 +112,12 @@ _members: dict[str, Known] = {}
 def _known_as(member: MemberView) -> Known:
     """Remembered while the record is the same object: most of a mesh does not change in a pass."""
     kept = _members.get(member.id)
-    if kept is not None and kept.member is member:
-        return kept
-    same = kept is not None and kept.member.record is member.record
-    if kept is not None and same and kept.member == member:
+    if kept is not None and (kept.member is member or kept.member == member):
         return kept
     record = member.record
     offers = {offer.model: offer for offer in reversed(record.offers)}
-    standby = _STANDBY if record.role == "standby" else 0
-    made = Known(member, offers, _nearness(record), standby, member.status is Status.ALIVE)
+    alive = member.status is Status.ALIVE
+    made = Known(member, offers, _nearness(record), record.role == "standby", alive)
     if len(_members) >= _MEMBERS_MOST:
         _members.clear()
     _members[member.id] = made
@@ -142,7 +125,34 @@ def _known_as(member: MemberView) -> Known:
 
 
 def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
-    """Sort the members into those that may take the model and those that may not."""
+    """Sort the members into those that may take the model and those that may not.
+
+    Remembered while the nodes that have to do with the model say the same.
+    """
+    model = asked.model
+    question = (
+        asked,
+        mesh.dead,
+        mesh.clients,
+        mesh.silent,
+        [mesh.known[node] for node in mesh.offering.get(model, ())],
+        mesh.assigned.get(model, {}),
+    )
+    kept = _answers.get(model)
+    if kept is not None and kept[0] == question:
+        return kept[1]
+    answer = _eligible(asked, mesh)
+    if len(_answers) >= _ANSWERS_MOST:
+        _answers.clear()
+    _answers[model] = (question, answer)
+    return answer
+
+
+_ANSWERS_MOST = 1024
+_answers: dict[str, tuple[tuple[object, ...], Eligible]] = {}
+
+
+def _eligible(asked: Wanted, mesh: Mesh) -> Eligible:
     model = asked.model
     excluded: dict[Code, list[tuple[str, str]]] = {}
     open_to: list[tuple[str, Offer]] = []
@@ -188,45 +198,6 @@ def eligible(asked: Wanted, mesh: Mesh) -> Eligible:
     return Eligible(fingerprint, tuple(nodes), excluded, notes)
 
 
-def rank(asked: Wanted, one: Known) -> int:
-    """How good a node is for a model, small is better: not a standby, then by strategy, by speed
-    (in steps of 1.5 times, of splits in steps of 2 %), and where its own configuration asks for it.
-
-    Whole on GPUs comes before all others, and a split before layers in one node's RAM, unless its
-    host says that somebody is faster alone. Of those with layers in RAM the faster comes first, and
-    of equals the one that has a GPU.
-
-    Told from its own record alone, so that two nodes that compare themselves come to one result,
-    whatever else they see.
-    """
-    known = one.ranks.get(asked.model)
-    if known is None:
-        known = one.ranks[asked.model] = _rank(one.offers.get(asked.model)) + one.standby
-    return known + (0 if one.member.id in asked.asked_by else 1)
-
-
-def _rank(offer: Offer | None) -> int:
-    result = 0
-    if offer is None:
-        return result + _ORDER_UNKNOWN * _STRATEGY + _SPEED_MOST * _SPEED
-    strategy = _ORDER.get(offer.strategy, _ORDER_UNKNOWN)
-    if offer.strategy == Strategy.PIPELINE:
-        speed = _split_speed(offer.tokens_s)
-        if offer.code == Code.SOLO_FASTER:
-            strategy = _ORDER_SLOWER
-    else:
-        speed = _speed(offer.tokens_s)
-    if offer.strategy == Strategy.SOLO_CPU:
-        result += _PROCESSOR
-    return result + strategy * _STRATEGY + (_SPEED_MOST - speed) * _SPEED
-
-
-def order(asked: Wanted, one: Known) -> Order:
-    """`rank`, and what decides between equals: distance, then chance that all draw alike."""
-    node = one.member.id
-    return (rank(asked, one), one.near, chance(asked.model, node), node)
-
-
 def misplaced(asked: Wanted, one: Known, running: Assignment, fingerprint: str) -> str:
     """Why a replica that runs here should not; empty when it may."""
     if one.member.record.role == "client":
@@ -266,7 +237,7 @@ def _obstacle_anew(asked: Wanted, one: Known, offer: Offer | None) -> tuple[Code
         return Code.NOT_PINNED, f"models[].nodes names {', '.join(sorted(asked.nodes))}"
     if offer is None:
         return Code.NOT_OFFERED, _SILENT
-    if offer.problem or offer.strategy not in _ORDER:
+    if offer.problem or offer.strategy not in _SERVED:
         code = Code(offer.code) if offer.code in _CODES else Code.CANNOT_SERVE
         return code, offer.problem or f"cannot serve it: strategy {offer.strategy}"
     return None
@@ -336,27 +307,6 @@ def _nearness(record: NodeRecord) -> int:
     """The median of its round trips, in steps of doubling; unknown is farther than all."""
     known = [rtt.median_ms for rtt in record.rtt if 0 <= rtt.median_ms < math.inf]
     return int(median(known)).bit_length() if known else _RTT_UNKNOWN
-
-
-def _speed(tokens_s: float) -> int:
-    """Steps of 1.5 times, so that a measurement that moved a little changes nobody's order."""
-    if not math.isfinite(tokens_s) or tokens_s < 1.0:
-        return 0
-    return min(_SPEED_MOST, 1 + int(math.log(tokens_s) / _SPEED_STEP))
-
-
-def _split_speed(tokens_s: float) -> int:
-    if not math.isfinite(tokens_s) or tokens_s < _SPLIT_LEAST:
-        return 0
-    return min(_SPEED_MOST, 1 + int(math.log(tokens_s / _SPLIT_LEAST) / _SPLIT_STEP))
-
-
-@lru_cache(maxsize=1 << 18)
-def chance(model: str, node: str) -> int:
-    """Rendezvous hashing (Thaler and Ravishankar, 1998): models spread, and a node that leaves
-    moves only its own.
-    """
-    return int.from_bytes(blake2b(f"{model}\0{node}".encode(), digest_size=8).digest(), "big")
 
 
 def _short(fingerprint: str) -> str:

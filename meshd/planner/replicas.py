@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from meshd.mesh.record import Stage
 from meshd.mesh.view import MeshView
 from meshd.planner.case import Case, Runs
-from meshd.planner.eligible import Mesh, eligible, mesh_of, misplaced, order, summed
+from meshd.planner.eligible import Mesh, eligible, mesh_of, misplaced, summed
 from meshd.planner.explain import placement_of
 from meshd.planner.heat import replicas_for
 from meshd.planner.holding import holding
 from meshd.planner.mesh_plan import MeshPlan, Release
 from meshd.planner.plan import Code
+from meshd.planner.ranking import order
 from meshd.planner.table import Table
 from meshd.planner.wishes import Wanted, wanted
 

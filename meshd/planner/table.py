@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from meshd.mesh.record import Stage
 from meshd.planner.case import Case, Runs
-from meshd.planner.eligible import Mesh, Order, chance, order, rank, summed
+from meshd.planner.eligible import Mesh, summed
 from meshd.planner.holding import Holding, holding
 from meshd.planner.mesh_plan import Release, Replica
 from meshd.planner.plan import Code, Reason
+from meshd.planner.ranking import Order, chance, order, rank
 from meshd.planner.room import Room
 
 

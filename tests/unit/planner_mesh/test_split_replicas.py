@@ -9,8 +9,9 @@ import pytest
 from meshd.mesh.record import Assignment, DeviceRecord, MemoryUse, Offer, Part, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.claims import Own, next_claims
-from meshd.planner.eligible import eligible, mesh_of, rank
+from meshd.planner.eligible import eligible, mesh_of
 from meshd.planner.plan import Code, Strategy
+from meshd.planner.ranking import rank
 from meshd.planner.replicas import place_replicas
 from meshd.planner.wishes import wanted
 from tests.unit.planner_mesh.meshes import GIB, applied, mesh, node, offer, runs, where, wish
