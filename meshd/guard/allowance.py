@@ -20,10 +20,11 @@ LOADING_FLOOR_S = 15.0
 # a laptop's disk under load.
 LOADING_BYTES_S = 20_000_000
 # Another process on the machine, a garbage collection, a GPU that clocks up.
-_MARGIN = 4.0
+_MARGIN = 6.0
 # Work beyond what was seen: its time is only guessed.
 _GUESS_MARGIN = 4.0
 _CLASSES = 48
+_NEAR = 3
 # So that one bad moment does not make the watch slow for ever: a fiftieth less with each answer.
 _FADE = 0.98
 
@@ -32,12 +33,14 @@ _FADE = 0.98
 class Work:
     """What has been asked for since the last answer.
 
-    :ivar graphs: computations. :ivar moved_bytes: tensors that were sent, or that the server has to
-        find itself. :ivar computed: the connection has answered a computation before.
+    :ivar graphs: computations. :ivar moved_bytes: of tensors that were sent.
+    :ivar stored_bytes: of memory that the server has to get, clear, or fill by itself.
+    :ivar computed: the connection has answered a computation before.
     """
 
     graphs: int = 0
     moved_bytes: int = 0
+    stored_bytes: int = 0
     computed: bool = False
 
 
@@ -74,17 +77,19 @@ def allowance_s(work: Work, pace: Pace) -> float:
     """Seconds without a byte after which this work is taken for lost."""
     if not work.graphs:
         floor = FLOOR_S if work.computed else LOADING_FLOOR_S
-        return floor + work.moved_bytes / LOADING_BYTES_S
+        return floor + (work.moved_bytes + work.stored_bytes) / LOADING_BYTES_S
     size = _size(work)
-    # More than one computation for one answer: each may be as long as the longest.
+    storing_s = work.stored_bytes / LOADING_BYTES_S
     known = max(pace.longest_s[: size + 1])
-    if any(pace.longest_s[size:]):
-        if not known:  # only larger work was answered yet
-            known = next(time for time in pace.longest_s[size:] if time)
-        return max(FLOOR_S, _MARGIN * known * work.graphs)
-    largest = max((at for at, time in enumerate(pace.longest_s) if time), default=size)
+    # What is much larger tells nothing: it may have been weights that were sent before a first
+    # computation of one token.
+    near = max(pace.longest_s[size : size + _NEAR])
+    if near:
+        # More than one computation for one answer: each may be as long as the longest.
+        return max(FLOOR_S, _MARGIN * max(known, near) * work.graphs) + storing_s
+    largest = max((at for at, time in enumerate(pace.longest_s[:size]) if time), default=size)
     guess = max(pace.ubatch_s, known * 2.0 ** (size - largest))
-    return FLOOR_S + _GUESS_MARGIN * guess * work.graphs
+    return FLOOR_S + _GUESS_MARGIN * guess * work.graphs + storing_s
 
 
 def learned(pace: Pace, work: Work, seconds: float) -> Pace:
@@ -108,7 +113,9 @@ def lost(waiting: Waiting, pace: Pace, now_s: float) -> str:
     silent_s, allowed_s = now_s - waiting.since_s, allowance_s(waiting.work, pace)
     if silent_s <= allowed_s:
         return ""
-    return f"no byte for {silent_s:.1f} s, {allowed_s:.1f} s are allowed for this call"
+    work = waiting.work
+    what = f"{work.graphs} computations on {work.moved_bytes / 1000:.0f} kB"
+    return f"no byte for {silent_s:.1f} s, {allowed_s:.1f} s are allowed for {what}"
 
 
 def _size(work: Work) -> int:

@@ -78,7 +78,7 @@ class Conversation:
         self._open: deque[_Call] = deque()
         self._progress_s = now_s
         self._graphs = 0
-        self._work_bytes = 0
+        self._moved_bytes = self._stored_bytes = 0
         self._buffer_bytes = 0
         self._greeted = False
         self._urgent = False
@@ -178,7 +178,7 @@ class Conversation:
 
     @property
     def _work(self) -> Work:
-        return Work(self._graphs, self._work_bytes, self.pace.computed)
+        return Work(self._graphs, self._moved_bytes, self._stored_bytes, self.pace.computed)
 
     def _begin(self, number: int, length: int) -> Rule:
         if number >= len(RULES):
@@ -193,7 +193,7 @@ class Conversation:
         elif rule.command is Command.HELLO:
             raise BrokenTalkError("a second hello")
         if rule.command in _DATA:
-            self._work_bytes += length
+            self._moved_bytes += length
         elif rule.command in _READ:
             self._kept = bytearray()
         self._rule, self._left, self._size = rule, length, length
@@ -209,7 +209,7 @@ class Conversation:
             self._read(rule.command, self._kept)
             self._kept = None
         elif rule.command is Command.BUFFER_CLEAR:
-            self._work_bytes += self._buffer_bytes
+            self._stored_bytes += self._buffer_bytes
         if rule.answer is None:
             self._on_call(rule, 0.0, self._size, 0)
             return
@@ -222,12 +222,12 @@ class Conversation:
             if len(payload) >= _SIZE_AFTER_DEVICE.size:
                 (size,) = _SIZE_AFTER_DEVICE.unpack_from(payload)
                 self._buffer_bytes += size
-                self._work_bytes += size
+                self._stored_bytes += size
             self.allocated = True
         elif len(payload) >= TENSOR_NB_OFFSET + _FOUR.size:
             extents = _FOUR.unpack_from(payload, TENSOR_NE_OFFSET)
             strides = _FOUR.unpack_from(payload, TENSOR_NB_OFFSET)
-            self._work_bytes += extents[3] * strides[3]
+            self._stored_bytes += extents[3] * strides[3]
 
     def _begin_answer(self, length: int, now_s: float) -> None:
         if not self._open:
@@ -240,7 +240,7 @@ class Conversation:
                 raise BrokenTalkError(f"an answer of {length} bytes to hello")
             self._answer = bytearray()
         self.pace = learned(self.pace, self._work, now_s - self._progress_s)
-        self._graphs = self._work_bytes = 0
+        self._graphs = self._moved_bytes = self._stored_bytes = 0
         self._answering = True
         self._answer_left = self._answer_size = length
 

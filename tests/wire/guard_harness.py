@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -196,6 +196,14 @@ class Split:
             "--cache-ram", "0", "--no-ui", *options,
         )  # fmt: skip
 
+    @asynccontextmanager
+    async def llama_when_reached(self) -> AsyncIterator[Child]:
+        """A llama-server that answers, once there is a way to the member."""
+        await self.wait_host(lambda peer: peer.reached, "the member to be reached", START_S)
+        async with self.llama() as llama:
+            await self.healthy(llama)
+            yield llama
+
     async def host_peer(self) -> PeerStatus | None:
         status = await guard_status(self.folder / "host.sock")
         return status.peers[0] if status else None
@@ -326,3 +334,48 @@ async def guarded(engine: Place, folder: Path, **host: float) -> AsyncIterator[R
         guard = await stack.enter_async_context(split.host_guard(**host))
         await split.wait_host(lambda peer: peer.reached, "the member to be reached", START_S)
         yield Running(split, rpc, member, guard)
+
+
+class Cable:
+    """A relay that can fall silent. :ivar swallow: bytes are taken, and go nowhere."""
+
+    def __init__(self, target: int) -> None:
+        self.swallow = False
+        self.port = 0
+        self._target = target
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.CancelledError):
+            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            self._writers += [writer, back]
+            await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                if not self.swallow:
+                    target.write(data)
+                    await target.drain()
+        finally:
+            # An end is no byte: on a cut cable it does not arrive either.
+            if not self.swallow:
+                target.close()
+
+    def cut(self) -> None:
+        """End all that is open."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+
+@asynccontextmanager
+async def relay(target: int) -> AsyncIterator[Cable]:
+    cable = Cable(target)
+    server = await asyncio.start_server(cable.serve, "127.0.0.1", 0)
+    cable.port = server.sockets[0].getsockname()[1]
+    try:
+        yield cable
+    finally:
+        server.close()
+        cable.cut()
