@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from meshd.mesh.record import MemoryUse, NodeRecord, Part
-from meshd.planner.near import pool_of
+from meshd.planner.seen import pool_of
 
 Holding = tuple[tuple[str, tuple[MemoryUse, ...]], ...]
 """By node, the host first."""

@@ -7,51 +7,26 @@ the time one record of it is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from operator import attrgetter
 from typing import Final
 
-from meshd.mesh.record import EngineRecord, MemoryUse, NodeRecord, Stage
+from meshd.mesh.record import EngineRecord, NodeRecord
 from meshd.mesh.view import MemberView, MeshView, Status
-from meshd.planner.layout import RAM
-from meshd.planner.pace import CALIBRATION, Pace, device_paces
-from meshd.planner.plan import Code, Considered, Reason, Strategy
+from meshd.planner.burdens import STANDS_BY, Taken, burdens, taken_by_others
+from meshd.planner.pace import CALIBRATION
+from meshd.planner.plan import Code, Considered, Reason
 from meshd.planner.same_engine import engines_differ
+from meshd.planner.seen import Place, Solo, see
 
 ENTER_MS: Final = 80.0
 """A node farther away takes no part in a new split; one that takes part leaves beyond `STAY_MS`."""
 STAY_MS: Final = 100.0
 
-# How much slower a split may be for leaving a node to others: the only one that can serve another
-# model, the best one for it, one that serves it now, one that stands by.
-ONLY_HOME, BEST_HOME, SERVES, STANDS_BY = 0.05, 0.03, 0.03, 0.10
-
-_SOLO = (Strategy.SOLO_GPU, Strategy.SOLO_OFFLOAD, Strategy.SOLO_CPU)
-_HOLDS = (Stage.CLAIMED, Stage.LOADING, Stage.READY, Stage.DRAINING)
 _ANY = ""
-_SEEN_MOST, _NEAR_MOST = 8192, 8
+_NEAR_MOST = 8
 BARRED_MOST = 24
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A device that may hold layers. :ivar pool: the device that its memory is counted on."""
-
-    device: str
-    pool: str
-    plannable_bytes: int
-    pace: Pace
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """Memory of one node that a model holds, or is the only one to be able to."""
-
-    pool: str
-    model: str
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +50,18 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class Solo:
-    """How a node would serve a model alone. :ivar order: the best first."""
-
-    node: str
-    tokens_s: float
-    fingerprint: str
-    order: tuple[int, float, str]
-    memory: tuple[MemoryUse, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Near:
     """:ivar barred: those that may not take part: node, name, cause.
 
-    :ivar solos: the other nodes' own ways to serve a model. :ivar pinned: names and ids of the only
-        nodes that may have a part of a model; a model that is not there may be anywhere.
+    :ivar solos: the nodes' own ways to serve a model, this one's too.
+    :ivar pinned: names and ids of the only nodes that may have a part of a model; a model that is
+        not there may be anywhere.
     :ivar own_taken: of this node's own memory.
     """
 
     peers: tuple[Peer, ...]
     barred: tuple[tuple[str, str, Code, str], ...]
-    solos: Mapping[str, tuple[Solo, ...]]
+    solos: Mapping[str, list[Solo]]
     pinned: Mapping[str, frozenset[str]]
     own_taken: tuple[Taken, ...]
     _ranked: dict[tuple[int, bool], tuple[Peer, ...]] = field(default_factory=dict, compare=False)
@@ -124,19 +89,6 @@ class Near:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What one record says, looked up once."""
-
-    record: NodeRecord
-    rtt: Mapping[str, float]
-    pools: Mapping[str, str]
-    places: tuple[Place, ...]
-    solos: tuple[tuple[str, Solo], ...]
-    pins: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-_seen: dict[str, _Seen] = {}
 _near: dict[str, tuple[tuple[MemberView, ...], EngineRecord | None, Near]] = {}
 
 
@@ -178,78 +130,23 @@ def bar(
 
 def rtt_between(own: NodeRecord | None, other: NodeRecord) -> float | None:
     """In ms, as either has measured it: the shorter one, for a busy node measures too much."""
-    there = _see(other).rtt.get(own.id) if own is not None else None
-    here = _see(own).rtt.get(other.id) if own is not None else None
+    there = see(other).rtt.get(own.id) if own is not None else None
+    here = see(own).rtt.get(other.id) if own is not None else None
     return min((one for one in (here, there) if one is not None), default=None)
-
-
-def places_of(record: NodeRecord) -> tuple[Place, ...]:
-    """A node's devices that may hold layers: GPUs, the fastest first, then RAM, unless a GPU has
-    its memory there: of the two that share it, the GPU is the faster.
-    """
-    return _see(record).places
-
-
-def pool_of(record: NodeRecord, device: str) -> str:
-    """The device on which a part's memory is counted."""
-    return _see(record).pools.get(device, device)
-
-
-def taken_by_others(taken: Iterable[Taken], pool: str, model: str) -> int:
-    return sum(one.size_bytes for one in taken if one.pool == pool and one.model != model)
-
-
-def _see(record: NodeRecord) -> _Seen:
-    kept = _seen.get(record.id)
-    if kept is not None and kept.record is record:
-        return kept
-    rtt = {one.peer: one.median_ms for one in record.rtt if 0 <= one.median_ms < inf}
-    pools = {one.id: RAM if one.unified else one.id for one in record.devices}
-    plannable = {one.id: one.plannable_bytes for one in record.devices}
-    paces = device_paces(record, lent=True)
-    shared = next((one.id for one in record.devices if one.unified), RAM)
-    places = sorted(
-        (
-            Place(one.id, pools[one.id], plannable.get(pools[one.id], 0), paces[one.id])
-            for one in record.devices
-            if pools[one.id] != RAM or one.id == shared
-        ),
-        key=lambda place: (place.device == RAM, -place.pace.bytes_s, place.device),
-    )
-    solos = tuple(
-        (
-            one.model,
-            Solo(
-                record.id,
-                one.tokens_s,
-                one.fingerprint,
-                (_SOLO.index(Strategy(one.strategy)), -one.tokens_s, record.id),
-                one.memory,
-            ),
-        )
-        for one in record.offers
-        if one.strategy in _SOLO and not one.problem
-    )
-    pins = tuple((one.model, one.nodes) for one in record.wishes if one.nodes)
-    seen = _Seen(record, rtt, pools, tuple(places), solos, pins)
-    if len(_seen) >= _SEEN_MOST:
-        _seen.clear()
-    _seen[record.id] = seen
-    return seen
 
 
 def _made(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
     mine = view.member(me)
     own = mine.record if mine is not None else NodeRecord(me)
     asking = NodeRecord(me, name=own.name, engine=engine)
-    here = _see(own).rtt
+    here = see(own).rtt
     peers: list[tuple[MemberView, float]] = []
     barred: list[tuple[str, str, Code, str]] = []
     for member in sorted(view.members, key=lambda one: one.id):
         if member.id == me:
             continue
         far = [
-            one for one in (here.get(member.id), _see(member.record).rtt.get(me)) if one is not None
+            one for one in (here.get(member.id), see(member.record).rtt.get(me)) if one is not None
         ]
         rtt_ms = min(far, default=None)
         why = bar(member, asking, rtt_ms)
@@ -257,10 +154,10 @@ def _made(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
             barred.append((member.id, member.record.name or member.id, *why))
         elif rtt_ms is not None:
             peers.append((member, rtt_ms))
-    solos, needed, taken = _burdens(view)
+    solos, needed, taken = burdens(view)
     pinned: dict[str, set[str]] = {}
     for member in view.members:
-        seen = _see(member.record)
+        seen = see(member.record)
         for model, names in seen.pins:
             pinned.setdefault(model, set()).update(names)
     return Near(
@@ -270,7 +167,7 @@ def _made(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
                 name=member.record.name or member.id,
                 rtt_s=rtt_ms / 1000,
                 network_bytes_s=member.record.network_bytes_s,
-                places=_see(member.record).places,
+                places=see(member.record).places,
                 taken=tuple(taken.get(member.id, ())),
                 needed=(
                     *sorted(needed.get(member.id, {}).items()),
@@ -280,61 +177,9 @@ def _made(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
             for member, rtt_ms in peers
         ),
         barred=tuple(barred),
-        solos={
-            model: tuple(one for one in found if one.node != me) for model, found in solos.items()
-        },
+        solos=solos,
         pinned={model: frozenset(names) for model, names in pinned.items()},
         own_taken=tuple(taken.get(me, ())),
-    )
-
-
-def _burdens(
-    view: MeshView,
-) -> tuple[dict[str, list[Solo]], dict[str, dict[str, float]], dict[str, list[Taken]]]:
-    """Who can serve what alone; which nodes are needed, by model; what memory is taken, by node."""
-    solos: dict[str, list[Solo]] = {}
-    taken: dict[str, list[Taken]] = {}
-    needed: dict[str, dict[str, float]] = {}
-    running: set[str] = set()
-    records = {member.id: member.record for member in view.members}
-    for member in sorted(view.members, key=lambda one: one.id):
-        record = member.record
-        if member.status is Status.ALIVE and not record.draining:
-            for model, solo in _see(record).solos:
-                solos.setdefault(model, []).append(solo)
-        for one in record.assignments:
-            if one.stage not in _HOLDS:
-                continue
-            running.add(one.model)
-            uses = one.memory
-            _take(taken, record, one.model, ((use.device, use.size_bytes) for use in uses))
-            if one.stage is Stage.READY:
-                needed.setdefault(member.id, {})[one.model] = SERVES
-            for part in one.parts:
-                if part.node != member.id and part.node in records:
-                    lender = records[part.node]
-                    _take(taken, lender, one.model, ((part.device, part.size_bytes),))
-    for model, found in solos.items():
-        best = min(found, key=attrgetter("order"))
-        share = ONLY_HOME if len(found) == 1 else BEST_HOME
-        shares = needed.setdefault(best.node, {})
-        shares[model] = max(share, shares.get(model, 0.0))
-        if len(found) == 1 and model not in running:
-            # What nobody else can serve is as good as there.
-            uses = best.memory
-            _take(taken, records[best.node], model, ((u.device, u.size_bytes) for u in uses))
-    return solos, needed, taken
-
-
-def _take(
-    taken: dict[str, list[Taken]],
-    record: NodeRecord,
-    model: str,
-    uses: Iterable[tuple[str, int]],
-) -> None:
-    pools = _see(record).pools
-    taken.setdefault(record.id, []).extend(
-        Taken(pools.get(device, device), model, size_bytes) for device, size_bytes in uses
     )
 
 

@@ -12,40 +12,26 @@ from dataclasses import dataclass, replace
 from meshd.config.settings import Config, ModelSettings, Split
 from meshd.engine.build import EngineBuild
 from meshd.mesh.record import Assignment, EngineRecord, NodeRecord, Part, Stage
-from meshd.mesh.view import MemberView, MeshView
+from meshd.mesh.view import MeshView
 from meshd.models.facts import GgufFacts
 from meshd.planner.fit import Shape, shapes
-from meshd.planner.group import LENDERS_MOST, Group, Host, Lending, Offered, Search
+from meshd.planner.group import Group, Host, Lending, Search
 from meshd.planner.layout import RAM
-from meshd.planner.near import (
-    Near,
-    Peer,
-    bar,
-    near,
-    places_of,
-    rtt_between,
-    taken_by_others,
-    those_barred,
+from meshd.planner.lenders import (
+    allowed,
+    as_peer,
+    held_by_others,
+    host_of,
+    lending_of,
+    own_paces,
+    promising,
 )
-from meshd.planner.pace import (
-    Pace,
-    device_paces,
-    pace_of,
-    predict_solo,
-    rounded,
-    ubatch_s,
-)
-from meshd.planner.place import budgets_of
+from meshd.planner.near import Near, bar, near, rtt_between, those_barred
+from meshd.planner.pace import predict_solo, rounded
 from meshd.planner.placement import HOST
-from meshd.planner.plan import (
-    Code,
-    Decision,
-    DeviceUse,
-    Layout,
-    Reason,
-    Strategy,
-)
+from meshd.planner.plan import Code, Decision, Reason, Strategy
 from meshd.planner.rivals import of_group, others_than, why_nobody
+from meshd.planner.split_decision import reasons, split_decision
 from meshd.planner.view import NodeView
 
 _RUNS = (Stage.CLAIMED, Stage.LOADING, Stage.READY)
@@ -91,7 +77,7 @@ def pipeline_offer(
     own = view.member(me)
     record = own.record if own is not None else NodeRecord(me, name=node.name)
     engine = _engine(build)
-    paces = _own_paces(node, record)
+    paces = own_paces(node, record)
     solo = with_speed(solo, node, view)
     if not _worth_a_search(solo, facts, model):
         return solo
@@ -103,22 +89,22 @@ def pipeline_offer(
             return solo
         solo = Decision(model.name, Strategy.WAIT, me, asked=solo.asked)
     around = near(view, me, engine)
-    whole = _host(node, config, paces, record, me, ())
-    idle = _host(node, config, paces, record, me, _others(around, model.name))
+    whole = host_of(node, config, paces, record, me, ())
+    idle = host_of(node, config, paces, record, me, held_by_others(around, model.name))
     running = record.assignment(model.name)
     if running is not None and running.parts and running.stage in _RUNS:
         standing = _standing(running, facts, whole, view, asking, excluded)
         if standing is not None:
             reason = Reason(Code.KEPT, "is split like this already, and all of it may stay")
-            return _decision(solo, facts, whole, standing, view, (reason,))
-    peers, barred = _sorted(around, model, me, excluded)
+            return split_decision(solo, facts, whole, standing, view, (reason,))
+    peers, barred = allowed(around, model, me, excluded)
     size_bytes = facts.file_bytes
     answer = None
     question = _Question(facts, model, whole, (), solo)
     for host, free in ((idle, True), (whole, False)):
         lenders = tuple(
-            _lending(peer, model.name, idle=free)
-            for peer in _promising(around, peers, size_bytes, idle=free)
+            lending_of(peer, model.name, idle=free)
+            for peer in promising(around, peers, size_bytes, idle=free)
         )
         question = _Question(facts, model, host, lenders, solo)
         answer = _remembered(question, view, me, idle=free)
@@ -132,7 +118,7 @@ def pipeline_offer(
         (
             one.tokens_s
             for one in around.solos.get(model.name, ())
-            if one.fingerprint == candidate.fingerprint
+            if one.fingerprint == candidate.fingerprint and one.node != me
         ),
         default=0.0,
     )
@@ -154,7 +140,7 @@ def with_speed(decision: Decision, node: NodeView, view: MeshView) -> Decision:
     if candidate is None or candidate.facts is None:
         return decision
     own = view.member(view.me)
-    paces = _own_paces(node, own.record if own is not None else NodeRecord(view.me))
+    paces = own_paces(node, own.record if own is not None else NodeRecord(view.me))
     unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
     tokens_s = predict_solo(
         candidate.facts, decision.layout, decision.context, paces, unified=unified
@@ -197,8 +183,8 @@ def _answer(question: _Question, view: MeshView) -> Decision | None:
             text = f"alone it makes {solo.tokens_s:g} tokens/s, split {tokens_s:g}"
             refused = of_group(host.node, group, Reason(Code.SOLO_FASTER, text))
             return replace(solo, considered=(refused,))
-        reasons = _reasons(question, group, tried)
-        made = _decision(solo, facts, host, group, view, reasons)
+        why = reasons(group, tried[0], host, lenders, solo)
+        made = split_decision(solo, facts, host, group, view, why)
         return replace(made, considered=others_than(group, search, host.node, lenders))
     return None
 
@@ -217,213 +203,6 @@ def _nobody(
         blockers=(*blockers, *solo.blockers),
         next_step=next_step or solo.next_step,
         considered=shown,
-    )
-
-
-def _reasons(question: _Question, group: Group, tried: tuple[Shape, ...]) -> tuple[Reason, ...]:
-    names = {one.node: one.name for one in question.lenders}
-    members = tuple(
-        dict.fromkeys(one.node for one in group.pieces if one.node != question.host.node)
-    )
-    who = ", ".join(names.get(node, node) for node in members)
-    tokens_s = rounded(1 / group.token_s)
-    reasons = [Reason(Code.CHOSEN, f"too large for this node alone: split with {who}")]
-    if question.solo.served:
-        text = f"split with {who} it makes {tokens_s:g} tokens/s, alone {question.solo.tokens_s:g}"
-        reasons = [Reason(Code.CHOSEN, text)]
-    unknown = [
-        names.get(one.node, one.node)
-        for one in question.lenders
-        if one.node in members and not all(place.pace.measured for place in one.places)
-    ]
-    if not all(pace.measured for pace in question.host.paces.values()):
-        unknown.append("this node")
-    if unknown:
-        text = f"speed not measured yet on {', '.join(unknown)}: a cautious guess is used"
-        reasons.append(Reason(Code.UNMEASURED, text))
-    if (group.shape.context, group.shape.slots) != (tried[0].context, tried[0].slots):
-        shape, first = group.shape, tried[0]
-        text = (
-            f"context {shape.context} and {shape.slots} slots rather than {first.context} and "
-            f"{first.slots}, so that it fits"
-        )
-        reasons.append(Reason(Code.TRIMMED, text))
-    return tuple(reasons)
-
-
-def _decision(
-    solo: Decision,
-    facts: GgufFacts,
-    host: Host,
-    group: Group,
-    view: MeshView,
-    reasons: tuple[Reason, ...],
-) -> Decision:
-    parts = tuple(
-        Part(one.node, one.device, one.layers, one.memory.engine_bytes) for one in group.pieces
-    )
-    own = [one for one in group.pieces if one.node == host.node and one.device != RAM]
-    counts = [one.layers for one in own]
-    if counts:
-        counts[-1] += 1
-    memory = [
-        DeviceUse(
-            one.device, one.memory.weights_bytes, one.memory.kv_bytes, one.memory.compute_bytes
-        )
-        for one in own
-    ]
-    ram = group.host_memory
-    memory.append(DeviceUse(RAM, ram.weights_bytes, ram.kv_bytes, ram.compute_bytes))
-    nodes = {part.node for part in parts}
-    records = {one.id: one.record for one in view.members if one.id in nodes}
-    lent = tuple(part for part in parts if part.node != host.node)
-    first = sum(part.layers for part in parts[: parts.index(lent[0])])
-    return replace(
-        solo,
-        strategy=Strategy.PIPELINE,
-        node=host.node,
-        context=group.shape.context,
-        slots=group.shape.slots,
-        layout=Layout(tuple(one.device for one in own), tuple(counts)),
-        memory=tuple(memory),
-        reasons=reasons,
-        blockers=(),
-        next_step="",
-        parts=parts,
-        tokens_s=rounded(1 / group.token_s),
-        ubatch_s=round(
-            ubatch_s(
-                facts, lent, records, host.node, context=group.shape.context, first_layer=first
-            ),
-            3,
-        ),
-    )
-
-
-def _host(
-    node: NodeView,
-    config: Config,
-    paces: Mapping[str, Pace],
-    record: NodeRecord,
-    me: str,
-    less: tuple[tuple[str, int], ...],
-) -> Host:
-    # A split's engine keeps no old prompts: its members would send all of them over the network.
-    budgets = budgets_of(node, config)
-    for device, size_bytes in less:
-        budgets = budgets.less(device, size_bytes)
-    unified = tuple(gpu.id for gpu in node.gpus if gpu.unified)
-    plannable = {device.id: device.plannable_bytes for device in record.devices}
-    held = dict(less)
-    # What shares the RAM is counted once, so one of them is enough.
-    usable = [gpu for gpu in node.gpus if not gpu.unified or gpu.id == unified[0]]
-    known = {
-        RAM: paces.get(RAM) or pace_of(None, gpu=False),
-        **{
-            gpu.id: paces.get(gpu.id) or pace_of(None, gpu=True, unified=gpu.unified)
-            for gpu in usable
-        },
-    }
-    gpus = sorted(
-        known.keys() - {RAM},
-        key=lambda gpu: (gpu in unified, -known[gpu].bytes_s, -budgets.free(gpu), gpu),
-    )
-    return Host(
-        node=me,
-        rooms={
-            device: _steady(budgets.free(device), plannable.get(device, 0) - held.get(device, 0))
-            for device in known
-            if device not in unified
-        },
-        gpus=tuple(gpus),
-        paces=known,
-        unified=unified[:1],
-        network_bytes_s=record.network_bytes_s,
-    )
-
-
-def _steady(free_bytes: int, told_bytes: int) -> int:
-    """What our record tells the others, where it is about what is free and no more: figures that
-    move with every look would have everything searched anew.
-    """
-    if 0 < told_bytes <= free_bytes <= told_bytes * 1.1:
-        return told_bytes
-    return max(0, free_bytes)
-
-
-def _own_paces(node: NodeView, record: NodeRecord) -> dict[str, Pace]:
-    """As measured now, else as our record still says."""
-    paces = {device: pace for device, pace in device_paces(record).items() if pace.measured}
-    for one in node.speeds:
-        if one.bandwidth_bytes_s > 0:
-            paces[one.device] = Pace(float(one.bandwidth_bytes_s), float(one.flops_s))
-    return paces
-
-
-def _others(around: Near, model: str) -> tuple[tuple[str, int], ...]:
-    """What other models hold of this node's memory, by pool."""
-    pools = sorted({one.pool for one in around.own_taken})
-    return tuple((pool, taken_by_others(around.own_taken, pool, model)) for pool in pools)
-
-
-def _sorted(
-    around: Near, model: ModelSettings, me: str, excluded: Mapping[str, str]
-) -> tuple[tuple[Peer, ...], tuple[tuple[str, str, Code, str], ...]]:
-    """Those that may take part in this model's split, and those that may not."""
-    pinned = around.pinned.get(model.name)
-    if not excluded and pinned is None:
-        return around.peers, around.barred
-    peers, barred = [], list(around.barred)
-    for peer in around.peers:
-        if peer.id in excluded:
-            barred.append((peer.id, peer.name, Code.FAILED_AS_MEMBER, excluded[peer.id]))
-        elif pinned is not None and not {peer.id, peer.name} & pinned:
-            text = f"models[].nodes names {', '.join(sorted(pinned))}"
-            barred.append((peer.id, peer.name, Code.NOT_PINNED, text))
-        else:
-            peers.append(peer)
-    return tuple(peers), tuple(barred)
-
-
-def _promising(
-    around: Near, peers: tuple[Peer, ...], size_bytes: int, *, idle: bool
-) -> tuple[Peer, ...]:
-    """The few that a search is made among: the fastest for what they hold; the roomiest where all
-    of those together have too little.
-    """
-    ranked = around.ranked(size_bytes, idle=idle)
-    if peers is not around.peers:
-        allowed = {peer.id for peer in peers}
-        ranked = tuple(peer for peer in ranked if peer.id in allowed)
-    if len(ranked) <= LENDERS_MOST:
-        return ranked
-    best = ranked[:LENDERS_MOST]
-
-    def room(peer: Peer) -> int:
-        return sum(peer.room(place, "", idle=idle) for place in peer.places)
-
-    if sum(map(room, best)) >= size_bytes:
-        return best
-    roomy = sorted(ranked, key=lambda peer: (-room(peer), peer.id))
-    return tuple(roomy[:LENDERS_MOST])
-
-
-def _lending(peer: Peer, model: str, *, idle: bool) -> Lending:
-    return Lending(
-        peer.id,
-        peer.name,
-        tuple(
-            Offered(
-                peer.id,
-                place.device,
-                max(0, peer.room(place, model, idle=idle)),
-                place.pace,
-                peer.rtt_s,
-                peer.network_bytes_s,
-            )
-            for place in peer.places
-        ),
-        peer.penalty(model),
     )
 
 
@@ -462,7 +241,7 @@ def _standing(
         member = view.member(node)
         assert member is not None
         rtt = rtt_between(asking, member.record) or 0.0
-        lenders.append(_lending(_as_peer(member, rtt), running.model, idle=False))
+        lenders.append(lending_of(as_peer(member, rtt), running.model, idle=False))
         rooms.update({(node, part.device): part.size_bytes for part in parts if part.node == node})
     search = Search(facts, host, Shape(running.context, max(1, running.slots)))
     seats = search.seats(lenders)
@@ -471,17 +250,6 @@ def _standing(
     own = [part.device for part in parts if part.node == host.node and part.device != RAM]
     pieces = [(part.node, part.device, part.layers) for part in parts]
     return search.group(pieces, seats, own[-1] if own else HOST, rooms)
-
-
-def _as_peer(member: MemberView, rtt_ms: float) -> Peer:
-    record = member.record
-    return Peer(
-        record.id,
-        record.name or record.id,
-        rtt_ms / 1000,
-        record.network_bytes_s,
-        places_of(record),
-    )
 
 
 def _engine(build: EngineBuild | None) -> EngineRecord | None:

@@ -9,7 +9,8 @@ import pytest
 from meshd.config.settings import ModelSettings, Split
 from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage, Wish
 from meshd.mesh.view import MeshView
-from meshd.planner.near import ENTER_MS, ONLY_HOME, STAY_MS
+from meshd.planner.burdens import ONLY_HOME
+from meshd.planner.near import ENTER_MS, STAY_MS
 from meshd.planner.plan import Code, Considered, Decision, Strategy
 from tests.unit.planner_splits.boxes import (
     ENGINE,
