@@ -34,24 +34,38 @@ VERIFY_EVERY_S = 86_400
 VERIFY_BYTES_S = 32 << 20
 # After something went wrong that may pass: a disk that was full, a peer that was away.
 RETRY_S = 60.0
+# Within what systemd gives meshd to stop.
+CLOSE_S = 10.0
 _WISHES_MAX = 64
 _SETTLED = (SeedStage.READY, SeedStage.UNSEEDED)
 
 
 @dataclass(slots=True)
 class _Job:
-    """:ivar gone: nobody wants it any more. :ivar retry_s: when to try again, on our clock."""
+    """:ivar gone: nobody wants it any more. :ivar due: its files are to be looked at.
+
+    :ivar retry_s: when to try again what was given up, on our clock.
+    """
 
     wish: SeedWish
     state: SeedState
     gone: threading.Event
+    due: bool = True
     retry_s: float = 0.0
+
+    def show(self, state: SeedState) -> None:
+        """What is done later does not take READY back: an rpc-server runs by then, and finds
+        either what is right or nothing.
+        """
+        if self.state.stage in _SETTLED and state.stage not in _SETTLED:
+            state = replace(self.state, detail=state.detail)
+        self.state = state
 
 
 class Seeding:
     """The `Seeder`. `want` must be called with a running event loop; the rest needs none.
 
-    :param wake: called on the loop when a state became another stage.
+    :param wake: called on the loop when a stage or its detail became another.
     """
 
     def __init__(
@@ -111,8 +125,14 @@ class Seeding:
             job.gone.set()
         self._changed.set()
         if self._task is not None:
-            with suppress(asyncio.CancelledError):
-                await self._task
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await asyncio.shield(self._task)
+            except TimeoutError:
+                # A disk or an rpc-server hangs. The next life then reads what this one left.
+                _log.warning("the tensor cache is left as it is, something in it hangs")
+                self._thread.shutdown(wait=False)
+                return
         if self._opened:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._tools.store.close)
         self._thread.shutdown(wait=False)
@@ -122,7 +142,7 @@ class Seeding:
         while not self._closed.is_set():
             self._changed.clear()
             job = self._next()
-            before = [job.state.stage for job in self._jobs.values()]
+            before = self._told()
             try:
                 if job is not None:
                     await loop.run_in_executor(self._thread, self._serve, job)
@@ -134,7 +154,7 @@ class Seeding:
                 _log.exception("the tensor cache")
                 if job is not None:
                     self._give_up(job, "an error of meshd's own, see its log")
-            if before != [job.state.stage for job in self._jobs.values()]:
+            if before != self._told():
                 self._wake()
             if self._next() is None and not self._closed.is_set():
                 with suppress(TimeoutError):
@@ -144,24 +164,24 @@ class Seeding:
     def _next(self) -> _Job | None:
         now_s = time.monotonic()
         for job in self._jobs.values():
-            stage = job.state.stage
-            if stage is SeedStage.UNSEEDED and job.retry_s <= now_s:
-                return job
-            if stage not in _SETTLED:
+            if job.due or (job.state.stage is SeedStage.UNSEEDED and job.retry_s <= now_s):
                 return job
         return None
+
+    def _told(self) -> list[tuple[SeedStage, str]]:
+        return [(job.state.stage, job.state.detail) for job in self._jobs.values()]
 
     # From here on: in the thread.
 
     def _serve(self, job: _Job) -> None:
         try:
             self._open()
-            # Why it was READY and is not any more; that of an earlier failure is no news.
-            waiting = job.state.stage is SeedStage.WAITING
-            self._check(job, job.state.detail if waiting else "")
+            # What was wrong while it was READY; that of an earlier failure is no news.
+            given_up = job.state.stage is SeedStage.UNSEEDED
+            self._check(job, "" if given_up else job.state.detail)
+            job.due = False
         except StoppedError:
-            if not job.gone.is_set():
-                job.state = replace(job.state, stage=SeedStage.WAITING)
+            pass  # nobody will look at it again
         except UserError as error:
             self._give_up(job, str(error))
         except OSError as error:
@@ -176,8 +196,8 @@ class Seeding:
         """Until every file that the wish needs is there and was looked at."""
         store, wish = self._tools.store, job.wish
         for _ in range(3):  # what was damaged is seeded again, and checked again
-            job.state = replace(job.state, stage=SeedStage.CHECKING, detail=detail)
-            detail = _told(detail, self._damaged(store.check()))
+            job.show(replace(job.state, stage=SeedStage.CHECKING, detail=detail))
+            detail = _both(detail, self._damaged(store.check()))
             manifest = store.manifest(wish.fingerprint)
             names = needed_names(manifest, wish)
             doubted = self._doubted(manifest, names)
@@ -188,12 +208,12 @@ class Seeding:
                     nonlocal done
                     done += count
                     self._unless_gone(job)
-                    job.state = replace(job.state, done_bytes=done, total_bytes=total)
+                    job.show(SeedState(SeedStage.CHECKING, done, total, job.state.detail))
 
                 bad = [name for name, _ in doubted if not store.verify(name, step)]
                 if bad:
                     _log.warning("cached tensors were damaged", files=bad)
-                    detail = _told(detail, f"{len(bad)} damaged files were seeded anew")
+                    detail = _both(detail, f"{len(bad)} damaged files are seeded anew")
                     manifest = store.manifest(wish.fingerprint)
             if manifest is not None and not missing(
                 manifest, of_layers(manifest.tensors, wish.first_layer, wish.layers)
@@ -203,7 +223,7 @@ class Seeding:
                     for tensor in of_layers(manifest.tensors, wish.first_layer, wish.layers)
                 )
                 store.used(needed_names(manifest, wish))
-                job.state = SeedState(SeedStage.READY, total, total, detail)
+                job.show(SeedState(SeedStage.READY, total, total, detail))
                 return
             self._seed(job, detail)
         raise UserError("cached tensors are damaged again and again", hint="check the disk")
@@ -211,7 +231,7 @@ class Seeding:
     def _seed(self, job: _Job, detail: str) -> None:
         def progress(stage: SeedStage, done: int, total: int) -> None:
             self._unless_gone(job)
-            job.state = SeedState(stage, done, total, detail)
+            job.show(SeedState(stage, done, total, detail))
 
         began_s = time.monotonic()
         count = seed(self._tools, job.wish, self._kept(), progress, job.gone.wait)
@@ -250,14 +270,15 @@ class Seeding:
 
         if not self._tools.store.verify(blob.cache_name, step):
             _log.error("a cached tensor was damaged", file=blob.cache_name)
-            self._doubt("a damaged file was seeded anew")
+            self._doubt("a damaged file is seeded anew")
 
     def _doubt(self, why: str) -> None:
         """Wishes whose files went are served again."""
         for job in list(self._jobs.values()):
             manifest = self._tools.store.manifest(job.wish.fingerprint)
             if job.state.stage is SeedStage.READY and not _complete(manifest, job.wish):
-                job.state = replace(job.state, stage=SeedStage.WAITING, detail=why)
+                job.show(replace(job.state, detail=why))
+                job.due = True
 
     def _kept(self) -> frozenset[str]:
         names: frozenset[str] = frozenset()
@@ -273,9 +294,7 @@ class Seeding:
             "cached tensors were not as they were left",
             files=[f"{one.cache_name} {one.why}" for one in findings],
         )
-        return (
-            f"{len(findings)} files of the cache were seeded anew: {first.cache_name} {first.why}"
-        )
+        return f"{len(findings)} cached files are seeded anew: {first.cache_name} {first.why}"
 
     def _doubted(
         self, manifest: Manifest | None, names: frozenset[str]
@@ -296,7 +315,8 @@ class Seeding:
     def _give_up(self, job: _Job, why: str) -> None:
         _log.warning("weights will come over the connection", model=job.wish.model, why=why)
         job.retry_s = time.monotonic() + self._retry_s
-        job.state = replace(job.state, stage=SeedStage.UNSEEDED, detail=why)
+        job.due = False
+        job.show(replace(job.state, stage=SeedStage.UNSEEDED, detail=why))
 
 
 def _same(old: SeedWish, new: SeedWish) -> bool:
@@ -309,5 +329,5 @@ def _complete(manifest: Manifest | None, wish: SeedWish) -> bool:
     )
 
 
-def _told(*parts: str) -> str:
+def _both(*parts: str) -> str:
     return "; ".join(part for part in parts if part)

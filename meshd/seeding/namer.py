@@ -42,7 +42,7 @@ _REPLY_BYTES_MAX = 1 << 16
 
 _START_S = 20.0
 # A gigabyte is hashed and written in a few seconds; a disk that hangs for longer is given up.
-_SILENCE_S = 120.0
+_SILENCE_S = 60.0
 _STOP_S = 2.0
 _TRIES = 5
 _WORDS_MAX = 200
