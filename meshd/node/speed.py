@@ -20,7 +20,7 @@ DEVICES_MAX = 64
 RAM = "ram"
 LAYER_S = 20e-6
 """What a layer costs a processor beside reading its weights: starting and ending its operations
-(measured with a model that fits the cache: 0.43 ms a token in 6 layers, two thirds of it reading)."""
+(measured with a model that fits the cache: 0.43 ms a token in 6 layers, most of it reading)."""
 CALM_SPREAD = 1.15
 """Samples of a machine that did nothing else lie closer together than this."""
 

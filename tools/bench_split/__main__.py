@@ -34,6 +34,7 @@ from tools.bench_split.rig import decode_tokens_s, one_thread, parts_of, serving
 GOAL = 0.15
 _TOKENS = 16
 _TRIES_MOST = 4
+_AGREE = 0.97
 # Between processes of one machine.
 _NETWORK_BYTES_S = 1_200_000_000
 
@@ -86,10 +87,21 @@ async def rows(
                         for wire in wires:
                             wire.delay_s = delay_ms / 2000
                         rtt_s = await round_trip_s(wires[0]) if wires else 0.0
-                        took = [await decode_tokens_s(engine, _TOKENS) for _ in range(rounds)]
+                        actual = await _best(engine, rounds)
                         predicted = predicted_tokens_s(facts, parts, speed, rtt_s, _NETWORK_BYTES_S)
-                        # What else this machine does makes it slower, never faster.
-                        yield Row(name, count, delay_ms, rtt_s * 1000, predicted, max(took))
+                        yield Row(name, count, delay_ms, rtt_s * 1000, predicted, actual)
+
+
+async def _best(engine: Path, rounds: int) -> float:
+    """The fastest round, once another was nearly as fast: what else this machine does makes it
+    slower, never faster.
+    """
+    took: list[float] = []
+    while len(took) < rounds:
+        took = sorted([*took, await decode_tokens_s(engine, _TOKENS)], reverse=True)
+        if len(took) > 1 and took[1] >= took[0] * _AGREE:
+            break
+    return took[0]
 
 
 async def _measured(tasks: tuple[Task, ...], build: EngineBuild) -> Speed:
@@ -145,7 +157,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--stages", default="1,2,3")
     parser.add_argument("--delays", default="0,1,5,20")
-    parser.add_argument("--rounds", type=int, default=3, help="of each the best; more if busy")
+    parser.add_argument("--rounds", type=int, default=8, help="at most, until two agree")
     chosen = parser.parse_args(arguments)
     try:
         with asyncio.Runner(loop_factory=precise_loop) as runner:
