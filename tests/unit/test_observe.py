@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,3 +79,25 @@ def test_a_pattern_of_another_node_is_matched_with_our_own_names_only(folder: Pa
     assert found("../a.gguf") == ""
     (known,) = observer._others(config, (Sought("m", "b*.gguf"),))
     assert found("/srv/a.gguf", known.fingerprint) == str(deep / "b-7b.gguf")
+
+
+def test_whose_files_others_may_read_is_told_when_it_changes(folder: Path) -> None:
+    told: list[Mapping[str, tuple[str, ...]]] = []
+    observer = NodeObserver(under(folder), share=told.append)
+    observer._library = Library(Headers())  # type: ignore[arg-type]
+    config = Config(node=NodeSettings(model_dirs=(str(folder),)))
+    observer._shown(config)
+    observer._shown(config)
+    (shared,) = told
+    assert str(folder / "a.gguf") in {files[0] for files in shared.values()}
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "c.gguf").write_bytes(b"GGUF c")
+    named = Config(
+        node=NodeSettings(model_dirs=(str(folder / "none"),)),
+        models=(ModelSettings("c", str(elsewhere / "c.gguf")),),
+    )
+    observer._candidates(named)
+    observer._shown(named)
+    assert (str(elsewhere / "c.gguf"),) in told[-1].values()
+    assert (str(folder / "a.gguf"),) not in told[-1].values()
