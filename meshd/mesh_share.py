@@ -134,7 +134,8 @@ def share(
         early=around.early,
         draining=around.moving.draining,
     )
-    node = that_go_on(with_lent(node, lends.lent, around.view), around.view, splits)
+    node = with_lent(node, lends.lent, around.view)
+    node = that_go_on(node, around.view, splits, settings)
     decisions = with_pipelines(
         _offers(node, local, settings),
         node,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from meshd.config.settings import Config, ModelSettings, Role
+from meshd.config.settings import Config, ModelSettings, Role, Split
 from meshd.engine.build import EngineBuild
 from meshd.guard.status import GuardStatus
 from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage
@@ -80,19 +80,29 @@ def lending(
     return lend(view, lent, terms)
 
 
-def that_go_on(node: NodeView, view: MeshView, splits: Splits) -> NodeView:
+def that_go_on(
+    node: NodeView, view: MeshView, splits: Splits, settings: Mapping[str, ModelSettings]
+) -> NodeView:
     """The node without the pipelines whose arrangement is over: they are planned afresh."""
     running = tuple(
         one
         for one in node.running
         if one.decision.strategy is not Strategy.PIPELINE
-        or not over(one.decision, view, splits.troubles)
+        or not over(one.decision, view, splits.troubles, settings)
     )
     return replace(node, running=running)
 
 
-def over(decision: Decision, view: MeshView, troubles: Troubles) -> str:
+def over(
+    decision: Decision,
+    view: MeshView,
+    troubles: Troubles,
+    settings: Mapping[str, ModelSettings],
+) -> str:
     """Why an arrangement of this node's cannot go on; empty when it can."""
+    asked = settings.get(decision.model)
+    if asked is not None and asked.split is Split.NEVER:
+        return "models[].split is never"
     if (decision.model, decision.term) in troubles.spoiled:
         return "its connections were lost"
     own = view.member(view.me)

@@ -14,7 +14,9 @@ from meshd.planner.view import NodeView
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
 
 # Notes about GPUs stand among the blockers of a model that does not fit.
-STANDING = frozenset({Code.ROLE, Code.NO_MEMORY, Code.NO_GPU, Code.NO_GPU_BACKEND})
+STANDING = frozenset(
+    {Code.ROLE, Code.NO_MEMORY, Code.NEVER_SPLIT, Code.NO_GPU, Code.NO_GPU_BACKEND}
+)
 
 
 @dataclass(frozen=True, slots=True)

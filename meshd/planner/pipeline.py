@@ -80,7 +80,7 @@ def pipeline_offer(
     paces = own_paces(node, record)
     solo = with_speed(solo, node, view)
     if not _worth_a_search(solo, facts, model):
-        return solo
+        return _never(solo, model)
     if engine is None or engine.rpc_protocol is None or len(view.members) < 2:
         return solo
     asking = replace(record, engine=engine)
@@ -155,6 +155,15 @@ def _worth_a_search(solo: Decision, facts: GgufFacts, model: ModelSettings) -> b
     if solo.strategy is Strategy.WAIT:
         return any(reason.code is Code.NO_MEMORY for reason in solo.blockers)
     return solo.strategy is not Strategy.SOLO_GPU
+
+
+def _never(solo: Decision, model: ModelSettings) -> Decision:
+    """With the reason, where others may not help out with memory."""
+    short = any(reason.code is Code.NO_MEMORY for reason in solo.blockers)
+    if model.split is not Split.NEVER or not short:
+        return solo
+    forbidden = Reason(Code.NEVER_SPLIT, "models[].split is never: one node serves it or none")
+    return replace(solo, blockers=(forbidden, *solo.blockers))
 
 
 def _remembered(question: _Question, view: MeshView, me: str, *, idle: bool) -> Decision | None:

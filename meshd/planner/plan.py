@@ -51,6 +51,7 @@ class Code(StrEnum):
     GAVE_WAY = "gave-way-to-a-named-model"
     MISPLACED = "runs-where-it-should-not"
     # Of splits: why a node takes no part in one, or another group was better.
+    NEVER_SPLIT = "never-to-be-split"
     NO_PEER = "nobody-near-enough"
     FAR = "too-far-away"
     RTT_UNKNOWN = "round-trip-unknown"

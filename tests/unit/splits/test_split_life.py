@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from meshd.config.settings import Config, NodeSettings, Reserve, Role
+from meshd.config.settings import Config, NodeSettings, Reserve, Role, Split
 from meshd.mesh.record import LeaseStage, Stage
-from meshd.planner.plan import Strategy
+from meshd.planner.plan import Code, Strategy
 from meshd.planner.view import Candidate
 from meshd.split_watch import PROBATION_S
 from meshd.units.spec import EngineKind
@@ -125,6 +125,21 @@ def test_who_fails_three_times_is_left_out_and_comes_back_after_its_probation(
     lab.run(PROBATION_S)
     lab.die(third)
     lab.until(lambda: lab.hosts("big") and members(lab, host) == (member,), 60)
+
+
+def test_a_configuration_that_forbids_splits_ends_one(lab: SplitLab) -> None:
+    host = host_of(lab)
+    for one in lab.boxes.values():
+        whole = replace(one.config.models[0], split=Split.NEVER)
+        one.config = replace(one.config, models=(whole,))
+    lab.until(lambda: not any(one.processes for one in lab.boxes.values()), 10)
+    last = lab.boxes[host].last
+    assert last is not None
+    assert last.share is not None
+    (could,) = last.share.could
+    assert [reason.code for reason in could.blockers][:1] == [Code.NEVER_SPLIT]
+    (placed,) = last.share.plan.placements
+    assert any("models[].split is never" in one.text for one in placed.excluded)
 
 
 def test_a_member_that_dies_is_replaced(lab: SplitLab) -> None:
