@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 from meshd.planner.case import Case
 from meshd.planner.mesh_plan import Excluded, Placement, Replica
@@ -52,11 +53,8 @@ def placement_of(case: Case) -> Placement:
     notes = (*asked.notes, *case.may.notes)
     if len(right) > case.number:
         notes = (*notes, f"{len(right)} run, {case.number} wanted: given back when it is time")
-    excluded = [
-        Excluded(node, code, text)
-        for code, them in sorted(case.may.excluded.items(), key=lambda item: (len(item[1]), item))
-        for node, text in them[:EXCLUDED_SHOWN]
-    ]
+    ordered = sorted(case.may.excluded.items(), key=lambda item: (len(item[1]), item[0]))
+    excluded = (Excluded(node, code, text) for code, them in ordered for node, text in them)
     excluded_count = sum(map(len, case.may.excluded.values()))
     return Placement(
         model=asked.model,
@@ -69,7 +67,7 @@ def placement_of(case: Case) -> Placement:
         wanted=case.number,
         replicas=(*right, *strays),
         releases=tuple(case.releases),
-        excluded=tuple(excluded[:EXCLUDED_SHOWN]),
+        excluded=tuple(islice(excluded, EXCLUDED_SHOWN)),
         excluded_more=max(0, excluded_count - EXCLUDED_SHOWN),
         blockers=blockers,
         next_step=next_step,

@@ -84,6 +84,8 @@ def _by_room(gpus: Sequence[Gpu], budgets: Budgets) -> list[Gpu]:
 
 def _spread(layers: int, gpus: Sequence[Gpu], budgets: Budgets) -> Layout:
     """Divide `layers` in proportion to free memory, by largest remainders; the sum is exact."""
+    if len(gpus) == 1:
+        return Layout((gpus[0].id,), (layers,))
     weights = [budgets.free(gpu.id) for gpu in gpus]
     exact = [layers * weight / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]

@@ -86,9 +86,26 @@ def wanted(view: MeshView) -> tuple[Wanted, ...]:
     Suspect and dead nodes' wishes count: who is missed has not changed its mind, and what only its
     configuration named is what the others have to take over. Who left took its wishes along.
     """
-    sums: dict[str, _Sum] = {}
     records = (*(member.record for member in view.members), *view.dead)
-    for first, ids in _alike(sorted(records, key=lambda record: record.id)):
+    kinds = list(_alike(sorted(records, key=lambda record: record.id)))
+    question = [(_one_of(first.wishes), first.name, ids) for first, ids in kinds]
+    kept = _answers.get(view.me)
+    if kept is not None and kept[0] == question:
+        return kept[1]
+    answer = _wanted(kinds)
+    if len(_answers) >= _ANSWERS_MOST:
+        _answers.clear()
+    _answers[view.me] = (question, answer)
+    return answer
+
+
+_ANSWERS_MOST = 8
+_answers: dict[str, tuple[list[tuple[tuple[Wish, ...], str, list[str]]], tuple[Wanted, ...]]] = {}
+
+
+def _wanted(kinds: list[tuple[NodeRecord, list[str]]]) -> tuple[Wanted, ...]:
+    sums: dict[str, _Sum] = {}
+    for first, ids in kinds:
         for order, wish in enumerate(first.wishes):
             if not is_model_name(wish.model):
                 continue
