@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
 .PHONY: help demo test test-unit test-wire test-lab lint sim engine config bench-memory \
-	bench-mesh bench-gateway bench-routing bench-plan bench-clients bench-split clean
+	bench-mesh bench-gateway bench-routing bench-plan bench-clients bench-split bench-guard clean
 
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-plan    how long a node plans in a mesh of a thousand, half a minute"
 	@echo "make bench-clients what a client costs the node that it follows"
 	@echo "make bench-split   predicted against real speed of splits, over links with delay (4 min)"
+	@echo "make bench-guard   what the guards of a split cost, and rude callers at their door (2 min)"
 	@echo "make bench-load    loads of a split with a seeded tensor cache and without, 2 minutes"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
@@ -76,6 +77,9 @@ bench-plan: $(VENV)/.dev
 
 bench-clients: $(VENV)/.dev
 	@$(PYTHON) -m tools.bench_clients $(ARGS)
+
+bench-guard: $(VENV)/.dev engine
+	@$(PYTHON) -m tools.bench_guard $(ARGS)
 
 bench-load: $(VENV)/.dev engine
 	@$(PYTHON) -m tools.bench_load $(ARGS)

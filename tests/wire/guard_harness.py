@@ -7,8 +7,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,6 +91,9 @@ class Child:
         await self.process.wait()
 
 
+Started = AbstractAsyncContextManager[Child]
+
+
 @asynccontextmanager
 async def child(output: Path, *command: str | Path, **environment: str) -> AsyncIterator[Child]:
     with output.open("wb") as file:
@@ -148,7 +151,7 @@ class Split:
         self.starts += 1
         return self.folder / f"{name}-{self.starts}.log"
 
-    def rpc_server(self):  # type: ignore[no-untyped-def]
+    def rpc_server(self) -> Started:
         binary = self.engine.binary(RPC_SERVER)
         assert binary is not None
         return child(
@@ -156,17 +159,24 @@ class Split:
             binary, "--host", "127.0.0.1", "--port", str(self.front), "--threads", "1",
         )  # fmt: skip
 
-    def member_guard(self, *, term: int = TERM, protocol: str = PROTOCOL, admit: str = ""):  # type: ignore[no-untyped-def]
+    def member_guard(
+        self,
+        *,
+        term: int = TERM,
+        protocol: str = PROTOCOL,
+        admit: str = "",
+        quiet: bool = False,
+    ) -> Started:
         return child(
             self._output("member-guard"),
             sys.executable, "-m", "meshd.cli.main", "guard", "big", "member",
             "--listen", f"127.0.0.1:{self.door}", "--front", f"127.0.0.1:{self.front}",
             "--admit", admit or self.host.id, "--term", str(term), "--protocol", protocol,
             "--tls", self.member.tls, "--status", self.folder / "member.sock",
-            MESHD_LOG="debug",
+            MESHD_LOG="info" if quiet else "debug",
         )  # fmt: skip
 
-    def host_guard(  # type: ignore[no-untyped-def]
+    def host_guard(
         self,
         *,
         term: int = TERM,
@@ -175,17 +185,18 @@ class Split:
         ubatch_s: float = 20.0,
         who: Member | None = None,
         at: Path | None = None,
-    ):
+        quiet: bool = False,
+    ) -> Started:
         return child(
             self._output("host-guard"),
             sys.executable, "-m", "meshd.cli.main", "guard", "big", "host",
             "--local", f"127.0.0.1:{self.local}={self.member.id}@127.0.0.1:{door or self.door}",
             "--term", str(term), "--protocol", protocol, "--ubatch-s", str(ubatch_s),
             "--tls", (who or self.host).tls, "--status", at or self.folder / "host.sock",
-            MESHD_LOG="debug",
+            MESHD_LOG="info" if quiet else "debug",
         )  # fmt: skip
 
-    def llama(self, *options: str, rpc: int = 0, port: int = 0):  # type: ignore[no-untyped-def]
+    def llama(self, *options: str, rpc: int = 0, port: int = 0) -> Started:
         binary = self.engine.binary(SERVER)
         assert binary is not None
         return child(
@@ -223,7 +234,13 @@ class Split:
     ) -> PeerStatus:
         return await self._wait(self.member_peer, holds, what, timeout_s)
 
-    async def _wait(self, ask, holds, what, timeout_s):  # type: ignore[no-untyped-def]
+    async def _wait(
+        self,
+        ask: Callable[[], Awaitable[PeerStatus | None]],
+        holds: Callable[[PeerStatus], bool],
+        what: str,
+        timeout_s: float,
+    ) -> PeerStatus:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
