@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -26,10 +26,22 @@ class Taken:
     size_bytes: int
 
 
-def burdens(
-    view: MeshView,
-) -> tuple[dict[str, list[Solo]], dict[str, dict[str, float]], dict[str, list[Taken]]]:
-    """Who can serve what alone; which nodes are needed, by model; what memory is taken, by node."""
+@dataclass(frozen=True, slots=True)
+class Burdens:
+    """:ivar solos: who can serve what alone, by model.
+
+    :ivar needed: which models need a node, and how much that weighs, by node.
+    :ivar taken: memory, by node. :ivar pinned: the only nodes that may have a part, by model.
+    """
+
+    solos: Mapping[str, list[Solo]]
+    needed: Mapping[str, Mapping[str, float]]
+    taken: Mapping[str, list[Taken]]
+    pinned: Mapping[str, frozenset[str]]
+
+
+def burdens(view: MeshView) -> Burdens:
+    """All of it for one view."""
     solos: dict[str, list[Solo]] = {}
     taken: dict[str, list[Taken]] = {}
     needed: dict[str, dict[str, float]] = {}
@@ -61,7 +73,13 @@ def burdens(
             # What nobody else can serve is as good as there.
             uses = best.memory
             _take(taken, records[best.node], model, ((u.device, u.size_bytes) for u in uses))
-    return solos, needed, taken
+    pinned: dict[str, set[str]] = {}
+    for record in records.values():
+        for model, names in see(record).pins:
+            pinned.setdefault(model, set()).update(names)
+    return Burdens(
+        solos, needed, taken, {model: frozenset(names) for model, names in pinned.items()}
+    )
 
 
 def _take(

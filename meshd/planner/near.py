@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
+from operator import attrgetter
 from typing import Final
 
 from meshd.mesh.record import EngineRecord, NodeRecord
 from meshd.mesh.view import MemberView, MeshView, Status
-from meshd.planner.burdens import STANDS_BY, Taken, burdens, taken_by_others
+from meshd.planner.burdens import STANDS_BY, Burdens, Taken, burdens, taken_by_others
 from meshd.planner.pace import CALIBRATION
 from meshd.planner.plan import Code, Considered, Reason
 from meshd.planner.same_engine import engines_differ
@@ -26,7 +27,12 @@ STAY_MS: Final = 100.0
 
 _ANY = ""
 _NEAR_MOST = 8
+_PRICES_MOST = 8192
 BARRED_MOST = 24
+
+
+Barred = tuple[str, str, Code, str]
+"""A node that may not take part: id, name, cause, sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +66,14 @@ class Near:
     """
 
     peers: tuple[Peer, ...]
-    barred: tuple[tuple[str, str, Code, str], ...]
+    barred: tuple[Barred, ...]
     solos: Mapping[str, list[Solo]]
     pinned: Mapping[str, frozenset[str]]
     own_taken: tuple[Taken, ...]
     _ranked: dict[tuple[int, bool], tuple[Peer, ...]] = field(default_factory=dict, compare=False)
+    _prices: dict[tuple[int, bool], dict[str, tuple[Peer, float]]] = field(
+        default_factory=dict, compare=False
+    )
     _shown: list[tuple[Considered, ...]] = field(default_factory=list, compare=False)
 
     @property
@@ -83,24 +92,56 @@ class Near:
         found = self._ranked.get(key)
         if found is None:
             most = 1 << (2 * key[0] + 1)
-            prices = ((_price(peer, most, idle=idle), peer.id, peer) for peer in self.peers)
-            ordered = sorted(one for one in prices if one[0] < inf)
+            prices = self._prices.setdefault(key, {})
+            if len(prices) > _PRICES_MOST:
+                prices.clear()
+            for peer in self.peers:
+                known = prices.get(peer.id)
+                if known is None or known[0] is not peer:
+                    prices[peer.id] = (peer, _price(peer, most, idle=idle))
+            ordered = sorted(
+                (price, peer.id, peer) for peer in self.peers if (price := prices[peer.id][1]) < inf
+            )
             found = self._ranked[key] = tuple(peer for _, _, peer in ordered)
         return found
 
 
-_near: dict[str, tuple[tuple[MemberView, ...], EngineRecord | None, Near]] = {}
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What a `Near` was made of. :ivar verdicts: of every other node, by id: it may, or why not."""
+
+    members: tuple[MemberView, ...]
+    asking: NodeRecord
+    burdens: Burdens
+    verdicts: dict[str, Peer | Barred]
+
+
+_near: dict[str, tuple[_Basis, Near]] = {}
 
 
 def near(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
     """Everything that a search for splits with `me` as host wants to know of the others."""
+    mine = view.member(me)
+    own = mine.record if mine is not None else NodeRecord(me)
+    asking = NodeRecord(me, name=own.name, engine=engine, rtt=own.rtt)
     kept = _near.get(me)
-    if kept is not None and kept[0] is view.members and kept[1] == engine:
-        return kept[2]
-    made = _made(view, me, engine)
+    if kept is not None and kept[0].asking == asking and kept[0].members is view.members:
+        return kept[1]
+    basis = _basis(view, asking, kept[0] if kept is not None else None)
+    peers = tuple(one for one in basis.verdicts.values() if isinstance(one, Peer))
+    barred = tuple(one for one in basis.verdicts.values() if not isinstance(one, Peer))
+    before = kept[1] if kept is not None else None
+    made = Near(
+        peers=peers,
+        barred=before.barred if before is not None and before.barred == barred else barred,
+        solos=basis.burdens.solos,
+        pinned=basis.burdens.pinned,
+        own_taken=tuple(basis.burdens.taken.get(me, ())),
+        _prices=before._prices if before is not None else {},
+    )
     if len(_near) >= _NEAR_MOST:
         _near.clear()
-    _near[me] = (view.members, engine, made)
+    _near[me] = (basis, made)
     return made
 
 
@@ -135,51 +176,65 @@ def rtt_between(own: NodeRecord | None, other: NodeRecord) -> float | None:
     return min((one for one in (here, there) if one is not None), default=None)
 
 
-def _made(view: MeshView, me: str, engine: EngineRecord | None) -> Near:
-    mine = view.member(me)
-    own = mine.record if mine is not None else NodeRecord(me)
-    asking = NodeRecord(me, name=own.name, engine=engine)
-    here = see(own).rtt
-    peers: list[tuple[MemberView, float]] = []
-    barred: list[tuple[str, str, Code, str]] = []
-    for member in sorted(view.members, key=lambda one: one.id):
-        if member.id == me:
+def _basis(view: MeshView, asking: NodeRecord, before: _Basis | None) -> _Basis:
+    """As before where the nodes said nothing new."""
+    same: dict[str, MemberView] = {}
+    known: dict[str, Peer | Barred] = {}
+    load = None
+    if before is not None:
+        old = {member.id: member for member in before.members}
+        same = {one.id: one for one in view.members if old.get(one.id) is one}
+        if len(old) == len(view.members) and all(
+            one.id in same or _asks_as_much(old.get(one.id), one) for one in view.members
+        ):
+            load = before.burdens
+            if before.asking == asking:
+                known = before.verdicts
+    if load is None:
+        load = burdens(view)
+    verdicts: dict[str, Peer | Barred] = {}
+    for member in sorted(view.members, key=attrgetter("id")):
+        if member.id == asking.id:
             continue
-        far = [
-            one for one in (here.get(member.id), see(member.record).rtt.get(me)) if one is not None
-        ]
-        rtt_ms = min(far, default=None)
-        why = bar(member, asking, rtt_ms)
-        if why is not None:
-            barred.append((member.id, member.record.name or member.id, *why))
-        elif rtt_ms is not None:
-            peers.append((member, rtt_ms))
-    solos, needed, taken = burdens(view)
-    pinned: dict[str, set[str]] = {}
-    for member in view.members:
-        seen = see(member.record)
-        for model, names in seen.pins:
-            pinned.setdefault(model, set()).update(names)
-    return Near(
-        peers=tuple(
-            Peer(
-                id=member.id,
-                name=member.record.name or member.id,
-                rtt_s=rtt_ms / 1000,
-                network_bytes_s=member.record.network_bytes_s,
-                places=see(member.record).places,
-                taken=tuple(taken.get(member.id, ())),
-                needed=(
-                    *sorted(needed.get(member.id, {}).items()),
-                    *(((_ANY, STANDS_BY),) if member.record.role == "standby" else ()),
-                ),
-            )
-            for member, rtt_ms in peers
+        found = known.get(member.id) if member.id in same else None
+        verdicts[member.id] = found if found is not None else _verdict(member, asking, load)
+    return _Basis(view.members, asking, load, verdicts)
+
+
+def _asks_as_much(old: MemberView | None, new: MemberView) -> bool:
+    """Whether a node's new record changes nothing of what others are needed for."""
+    if old is None:
+        return False
+    one, other = old.record, new.record
+    return (
+        old.status is new.status
+        and one.draining == other.draining
+        and one.assignments == other.assignments
+        and one.offers == other.offers
+        and one.wishes == other.wishes
+        and see(one).pools == see(other).pools
+    )
+
+
+def _verdict(member: MemberView, asking: NodeRecord, load: Burdens) -> Peer | Barred:
+    record = member.record
+    rtt_ms = rtt_between(asking, record)
+    name = record.name or member.id
+    why = bar(member, asking, rtt_ms)
+    if why is not None:
+        return (member.id, name, *why)
+    assert rtt_ms is not None
+    return Peer(
+        id=member.id,
+        name=name,
+        rtt_s=rtt_ms / 1000,
+        network_bytes_s=record.network_bytes_s,
+        places=see(record).places,
+        taken=tuple(load.taken.get(member.id, ())),
+        needed=(
+            *sorted(load.needed.get(member.id, {}).items()),
+            *(((_ANY, STANDS_BY),) if record.role == "standby" else ()),
         ),
-        barred=tuple(barred),
-        solos=solos,
-        pinned={model: frozenset(names) for model, names in pinned.items()},
-        own_taken=tuple(taken.get(me, ())),
     )
 
 
@@ -195,7 +250,7 @@ def _price(peer: Peer, size_bytes: int, *, idle: bool) -> float:
     return price
 
 
-def those_barred(barred: Sequence[tuple[str, str, Code, str]]) -> tuple[Considered, ...]:
+def those_barred(barred: Sequence[Barred]) -> tuple[Considered, ...]:
     """Nodes that may not take part; of many, the rarest causes first, as they tell most."""
     counts: dict[Code, int] = {}
     for _, _, code, _ in barred:
