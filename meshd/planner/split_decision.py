@@ -71,7 +71,7 @@ def split_decision(
     ]
     ram = group.host_memory
     memory.append(DeviceUse(RAM, ram.weights_bytes, ram.kv_bytes, ram.compute_bytes))
-    nodes = {part.node for part in parts}
+    nodes = {host.node, *(part.node for part in parts)}
     records = {one.id: one.record for one in view.members if one.id in nodes}
     lent = tuple(part for part in parts if part.node != host.node)
     first = sum(part.layers for part in parts[: parts.index(lent[0])])
