@@ -119,6 +119,18 @@ def families(status: NodeStatus, scraped: Scraped) -> Iterator[Metric]:
         ("model",),
         [((model.name,), float(model.memory_bytes)) for model in models],
     )
+    yield _gauge(
+        "meshd_model_load_progress",
+        "How far a model's load is, 0 to 1; only while it loads.",
+        ("model",),
+        [((model.name,), model.progress) for model in models if model.state is ModelState.LOADING],
+    )
+    yield _gauge(
+        "meshd_lease_progress",
+        "How far this node's cache is for what it lends, 0 to 1.",
+        ("model", "host"),
+        [((lent.model, lent.host), lent.progress) for lent in status.lends],
+    )
     yield from _speeds(models, scraped.engines)
     yield from _devices(status)
     yield from _guard_families(scraped.guards)

@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from meshd.brain_metrics import Scraped, families
 from meshd.gateway.routes import ModelState
 from meshd.plan_error import LEAST_TOKENS, Decoded, decoded, error_ratio
-from meshd.status import DeviceStatus, ModelStatus, NodeStatus
+from meshd.status import DeviceStatus, LentStatus, ModelStatus, NodeStatus
 
 MODEL = ModelStatus(
     name="big",
@@ -84,6 +84,15 @@ def test_models_elsewhere_are_told_there() -> None:
     found = told(Scraped({}, {}))
     assert found["meshd_model_state"] == {("big", "ready"): 1.0}
     assert found["meshd_model_restarts"] == {("big",): 2.0}
+
+
+def test_progress_is_told_while_something_loads() -> None:
+    assert "meshd_model_load_progress" not in told(Scraped({}, {}))
+    loading = replace(MODEL, state=ModelState.LOADING, progress=0.4)
+    lent = LentStatus("huge", "ada", 16, 5, "seeding", 0.25)
+    found = told(Scraped({}, {}), replace(STATUS, models=(loading,), lends=(lent,)))
+    assert found["meshd_model_load_progress"] == {("big",): 0.4}
+    assert found["meshd_lease_progress"] == {("ada", "huge"): 0.25}
 
 
 def test_what_was_not_measured_is_not_zero() -> None:
