@@ -9,6 +9,7 @@ overruled.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -89,18 +90,18 @@ def wanted(view: MeshView) -> tuple[Wanted, ...]:
     records = (*(member.record for member in view.members), *view.dead)
     kinds = list(_alike(sorted(records, key=lambda record: record.id)))
     question = [(_one_of(first.wishes), first.name, ids) for first, ids in kinds]
-    kept = _answers.get(view.me)
-    if kept is not None and kept[0] == question:
-        return kept[1]
+    for kept in _answers:
+        if kept[0] == question:
+            return kept[1]
     answer = _wanted(kinds)
-    if len(_answers) >= _ANSWERS_MOST:
-        _answers.clear()
-    _answers[view.me] = (question, answer)
+    _answers.append((question, answer))
     return answer
 
 
-_ANSWERS_MOST = 8
-_answers: dict[str, tuple[list[tuple[tuple[Wish, ...], str, list[str]]], tuple[Wanted, ...]]] = {}
+# A pass asks twice, before and after its own record is there.
+_answers: deque[tuple[list[tuple[tuple[Wish, ...], str, list[str]]], tuple[Wanted, ...]]] = deque(
+    maxlen=8
+)
 
 
 def _wanted(kinds: list[tuple[NodeRecord, list[str]]]) -> tuple[Wanted, ...]:
