@@ -53,4 +53,5 @@ def capacity(load: int, slots: int, all_slots: int, balance: float = BALANCE) ->
 
     :param load: what all targets have now.
     """
-    return math.ceil(balance * slots * max(1.0, (load + 1) / all_slots))
+    # Divided last: a quotient that is rounded first may come out above a whole number.
+    return math.ceil(balance * slots * max(all_slots, load + 1) / all_slots)

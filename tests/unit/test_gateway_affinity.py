@@ -84,8 +84,11 @@ def test_somebody_always_has_room_and_nobody_gets_more_than_the_bound(
     ]
     assert room
     for mine, count, most in room:
-        share = count * max(1.0, (load + 1) / slots)
-        assert mine + 1 <= most < BALANCE * share + 1
+        assert mine + 1 <= most < BALANCE * count * max(slots, load + 1) / slots + 1
+
+
+def test_a_bound_that_is_a_whole_number_is_not_rounded_up() -> None:
+    assert capacity(20, 9, 9) == 63
 
 
 @given(st.integers(1, 16), st.integers(1, 200))
