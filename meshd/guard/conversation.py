@@ -93,6 +93,19 @@ class Conversation:
         self._answer_left = self._answer_size = 0
         self._answer: bytearray | None = None
 
+    def request_wanted(self) -> int:
+        """Bytes that are sure to come, or that nobody waits for before they come; at least 1."""
+        rule = self._rule
+        if rule is None:
+            return _REQUEST.size - len(self._head)
+        if rule.answer is None and rule.command not in _GRAPHS:
+            return self._left + _REQUEST.size
+        return self._left
+
+    def answer_wanted(self) -> int:
+        """Likewise."""
+        return self._answer_left if self._answering else _ANSWER.size - len(self._answer_head)
+
     def may_wait(self) -> bool:
         """Whether rpc-server can do nothing yet with what was sent since this was last asked."""
         urgent, self._urgent = self._urgent, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -10,9 +11,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from meshd.gateway.fast_count import FastCounts
-from meshd.gateway.histogram import FastHistogram
-from meshd.guard.commands import Rule
+from meshd.gateway.fast_count import Count, FastCounts
+from meshd.gateway.histogram import FastHistogram, Observations
+from meshd.guard.commands import RULES, Rule
 from meshd.guard.status import GuardStatus, PeerStatus
 
 _CALL_S = (
@@ -69,21 +70,42 @@ class GuardMetrics:
 
     def on_call(self, peer: str) -> Callable[[Rule, float, int, int], None]:
         """For a conversation with this peer."""
+        # Found by number: this runs for every frame, between two nodes that wait for it.
+        known: list[_Call | None] = [None] * len(RULES)
 
         def heard(rule: Rule, seconds: float, sent: int, answered: int) -> None:
-            label = rule.label
-            self._requests.labels(peer, label).inc()
-            self._bytes.labels(peer, label, "member").inc(sent)
-            if rule.answer is not None:
-                self._bytes.labels(peer, label, "host").inc(answered)
-                self._seconds.labels(peer, label).observe(seconds)
+            call = known[rule.command] or self._make(known, peer, rule)
+            call.requests.value += 1
+            call.sent.value += sent
+            if call.seconds is not None and call.answered is not None:
+                call.answered.value += answered
+                call.seconds.observe(seconds)
 
         return heard
+
+    def _make(self, known: list[_Call | None], peer: str, rule: Rule) -> _Call:
+        label, answered = rule.label, rule.answer is not None
+        call = known[rule.command] = _Call(
+            self._requests.labels(peer, label),
+            self._bytes.labels(peer, label, "member"),
+            self._bytes.labels(peer, label, "host") if answered else None,
+            self._seconds.labels(peer, label) if answered else None,
+        )
+        return call
 
     def page(self, accept: str) -> tuple[bytes, str]:
         """The text for a scraper that accepts so, and its content type."""
         encoder, content_type = choose_encoder(accept)
         return encoder(self._registry), content_type
+
+
+class _Call(NamedTuple):
+    """The counters of one kind of call; the last two where it has an answer."""
+
+    requests: Count
+    sent: Count
+    answered: Count | None
+    seconds: Observations | None
 
 
 class _Scraped(Collector):

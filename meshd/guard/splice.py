@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from socket import socket
+from contextlib import suppress
+from socket import IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET, TCP_CORK, socket
 from typing import Protocol
 
 from meshd.guard.conversation import BrokenTalkError
 
 # Of one direction. So much is gathered at most before it is passed on.
-_ENOUGH = 64 * 1024
+_ENOUGH = 128 * 1024
 # The most that one read of TLS brings (RFC 8446, 5.1): with room for it, none stays half read in
 # OpenSSL, where no event would tell of it.
 _RECORD = 16 * 1024
@@ -44,11 +45,13 @@ class Flow:
         target: socket,
         meter: Meter,
         may_wait: Callable[[], bool],
+        wanted: Callable[[], int],
         on_end: Callable[[socket | None, str], None],
         on_taken: Callable[[float], None],
     ) -> None:
         """:param may_wait: whether nobody waits for what was metered since this was last asked.
 
+        :param wanted: how many bytes there have to be before it is worth waking up.
         :param on_end: hears whose end it was (None: the meter's), and why, "" for a plain one.
         :param on_taken: hears that bytes moved which the target had not taken before.
         """
@@ -57,7 +60,11 @@ class Flow:
         self._loop = asyncio.get_running_loop()
         self._source, self._target = source, target
         self._in, self._out = source.fileno(), target.fileno()
-        self._meter, self._may_wait = meter, may_wait
+        self._meter, self._may_wait, self._wanted = meter, may_wait, wanted
+        self._encrypted = isinstance(source, ssl.SSLSocket)
+        self._chunk = _RECORD if self._encrypted else _ENOUGH
+        self._low_water = 1
+        self._seals = isinstance(target, ssl.SSLSocket)
         self._on_end, self._on_taken = on_end, on_taken
         self._buffer = memoryview(bytearray(_ENOUGH))
         self._at = self._filled = 0
@@ -93,10 +100,11 @@ class Flow:
         try:
             while filled <= _ENOUGH - _RECORD:
                 count = self._source.recv_into(buffer[filled:])
-                if not count:
+                filled += count
+                if count < self._chunk:
+                    # No more, or it brings an event of its own; to ask would cost an exception.
                     more = False
                     break
-                filled += count
         except _AGAIN:
             if filled == before:
                 return False
@@ -116,14 +124,27 @@ class Flow:
             self._end(None, str(error))
             return False
         self._filled = filled
+        if not self._encrypted:
+            self._set_low_water(min(self._wanted(), _RECORD))
         if filled > _ENOUGH - _RECORD or not self._may_wait():
             self._write()
         return True
 
+    def _set_low_water(self, count: int) -> None:
+        """A request comes in three pieces; each would wake this process up."""
+        if count != self._low_water:
+            self._low_water = count
+            with suppress(OSError):
+                self._source.setsockopt(SOL_SOCKET, SO_RCVLOWAT, count)
+
     def _write(self) -> None:
         buffer, at, filled = self._buffer, self._at, self._filled
         send = self._target.send
+        corked = self._seals and filled - at > _RECORD
         try:
+            if corked:
+                # One segment, and one waking of the other end, for many records.
+                self._target.setsockopt(IPPROTO_TCP, TCP_CORK, 1)
             while at < filled:
                 at += send(buffer[at:filled])
         except _AGAIN:
@@ -131,6 +152,10 @@ class Flow:
         except OSError as error:
             self._end(self._target, _words(error))
             return
+        finally:
+            if corked:
+                with suppress(OSError):
+                    self._target.setsockopt(IPPROTO_TCP, TCP_CORK, 0)
         self.moved_bytes += at - self._at
         if at < filled:
             self._at = at

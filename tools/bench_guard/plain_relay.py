@@ -32,6 +32,7 @@ async def _carry(here: Wire, target: Address) -> None:
             sink.socket,
             lambda data, now_s: None,
             lambda: False,
+            lambda: 1,
             lambda whose, why: ended.set(),
             lambda now_s: None,
         )
