@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -360,30 +360,40 @@ class Cable:
         self.swallow = False
         self.port = 0
         self._target = target
-        self._writers: list[asyncio.StreamWriter] = []
+        self._open: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, asyncio.CancelledError):
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        ends = [writer]
+        try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
-            self._writers += [writer, back]
+            ends.append(back)
             await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._open.discard(task)
+            for end in ends:
+                end.transport.abort()
 
     async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(1 << 16):
-                if not self.swallow:
-                    target.write(data)
-                    await target.drain()
-        finally:
-            # An end is no byte: on a cut cable it does not arrive either.
+        while data := await source.read(1 << 16):
             if not self.swallow:
-                target.close()
+                target.write(data)
+                await target.drain()
+        # An end is no byte: on a cut cable it does not arrive either.
+        if self.swallow:
+            await asyncio.get_running_loop().create_future()
+        target.close()
 
-    def cut(self) -> None:
+    async def cut(self) -> None:
         """End all that is open."""
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
+        ending = list(self._open)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -395,4 +405,6 @@ async def relay(target: int) -> AsyncIterator[Cable]:
         yield cable
     finally:
         server.close()
-        cable.cut()
+        await cable.cut()
+        # Transports that were aborted close in the loop's next turn.
+        await asyncio.sleep(0)

@@ -219,7 +219,7 @@ async def test_a_way_that_swallows_everything_is_noticed(engine: Place, tmp_path
         await split.wait_host(lambda peer: not peer.reached and peer.silences == 1, "silence", 10)
         await split.wait_member(lambda peer: peer.silences == 1 and not peer.connections, "it", 15)
         cable.swallow = False
-        cable.cut()
+        await cable.cut()
         await split.wait_host(lambda peer: peer.reached, "the member to be back", 15)
         async with split.llama() as again:
             await split.healthy(again)
