@@ -28,10 +28,12 @@ class Specs:
     """:ivar refused: by instance, why its spec could not be made, one sentence.
 
     :ivar waiting: by model, what its split waits for before its engine starts.
+    :ivar kept: instances that go on as they are although there is no spec for them.
     """
 
     specs: list[EngineSpec] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
     waiting: dict[str, str] = field(default_factory=dict)
 
 
@@ -75,6 +77,11 @@ def engine_specs(
             continue
         if guard is not None:
             found.specs.append(guard)
+        elif _runs(engine, engines, paths):
+            # Where a member's door is says its record, which a brain that is new may not have yet.
+            # Without its guard the engine would end.
+            found.kept.add(name)
+            continue
         if hosting is not None and (hosting.stands or _runs(engine, engines, paths)):
             found.specs.append(engine)
         else:

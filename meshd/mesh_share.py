@@ -31,6 +31,7 @@ from meshd.split_share import (
     Splits,
     hostings,
     lending,
+    rooms_beside,
     that_go_on,
     with_lent,
     with_pipelines,
@@ -135,7 +136,8 @@ def share(
         draining=around.moving.draining,
     )
     node = with_lent(node, lends.lent, around.view)
-    node = that_go_on(node, around.view, splits, settings)
+    rooms = rooms_beside(node, config, [one.assignment for one in around.own])
+    node = that_go_on(node, around.view, splits, settings, rooms, early=around.early)
     decisions = with_pipelines(
         _offers(node, local, settings),
         node,
@@ -145,6 +147,7 @@ def share(
         around.view,
         splits,
         around.terms,
+        rooms,
     )
     offers = tuple(
         offer_record(decision, node.candidate(decision.model), node, limit=config.node.limit)

@@ -142,7 +142,7 @@ def propose(
     # What cannot be said to this engine build is no reason to stop what runs of another.
     # Nor is a name that nobody knows here yet, or any more, to stop what answers.
     kept = mine.kept if mine is not None else frozenset()
-    left_alone = {*refused, *map(instance_name, kept)}
+    left_alone = {*refused, *found.kept, *map(instance_name, kept)}
     left_alone -= {spec.name for spec in specs}
     going_on = tuple(one for one in running if one.decision.model in kept)
     touched = [engine for engine in engines if engine.name not in left_alone]

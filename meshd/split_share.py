@@ -6,7 +6,7 @@ there could be, what this node lends, and how far the splits are that it hosts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from meshd.config.settings import Config, ModelSettings, Role, Split
@@ -22,9 +22,11 @@ from meshd.planner.pipeline import pipeline_offer, with_speed
 from meshd.planner.place import budgets_of
 from meshd.planner.plan import Code, Decision, Reason, Strategy
 from meshd.planner.same_engine import engines_differ
-from meshd.planner.view import NodeView
+from meshd.planner.view import NodeView, Running
 from meshd.seeding.wish import SeedState
 from meshd.split_watch import Troubles
+
+_NOISE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +82,62 @@ def lending(
     return lend(view, lent, terms)
 
 
+def rooms_beside(
+    node: NodeView, config: Config, own: Sequence[Assignment]
+) -> dict[str, Budgets]:
+    """What there is for each model that this node runs, beside its others and what it lends.
+
+    :param node: with what it lends.
+    """
+    left = budgets_of(node, config)
+    for lent in node.lent:
+        left = _less(left, lent.parts)
+    running = [one for one in own if one.stage in (Stage.LOADING, Stage.READY, Stage.DRAINING)]
+    rooms = {}
+    for one in running:
+        rooms[one.model] = left
+        for other in running:
+            if other is not one:
+                rooms[one.model] = _less(rooms[one.model], other.memory)
+    return rooms
+
+
+def short(decision: Decision, room: Budgets | None) -> bool:
+    """Whether this node has clearly less than its own part of a split takes."""
+    if room is None:
+        return False
+    for use in decision.memory:
+        # By so little, free memory moves all the time.
+        room = room.less(use.device, -use.total_bytes // _NOISE)
+    return not room.hold(decision.memory)
+
+
 def that_go_on(
-    node: NodeView, view: MeshView, splits: Splits, settings: Mapping[str, ModelSettings]
+    node: NodeView,
+    view: MeshView,
+    splits: Splits,
+    settings: Mapping[str, ModelSettings],
+    rooms: Mapping[str, Budgets],
+    *,
+    early: bool = False,
 ) -> NodeView:
-    """The node without the pipelines whose arrangement is over: they are planned afresh."""
-    running = tuple(
-        one
-        for one in node.running
-        if one.decision.strategy is not Strategy.PIPELINE
-        or not over(one.decision, view, splits.troubles, settings)
-    )
-    return replace(node, running=running)
+    """The node without the pipelines whose arrangement is over: they are planned afresh.
+
+    :param rooms: as `rooms_beside`.
+    :param early: others may be there that this node has not heard of yet.
+    """
+
+    def goes_on(one: Running) -> bool:
+        decision = one.decision
+        if decision.strategy is not Strategy.PIPELINE:
+            return True
+        # Members may take minutes to seed: what was free then may not be now.
+        begins = not one.resident and not one.loading
+        if begins and short(decision, rooms.get(decision.model)):
+            return False
+        return not over(decision, view, splits.troubles, settings, early=early)
+
+    return replace(node, running=tuple(filter(goes_on, node.running)))
 
 
 def over(
@@ -98,6 +145,8 @@ def over(
     view: MeshView,
     troubles: Troubles,
     settings: Mapping[str, ModelSettings],
+    *,
+    early: bool = False,
 ) -> str:
     """Why an arrangement of this node's cannot go on; empty when it can."""
     asked = settings.get(decision.model)
@@ -109,8 +158,8 @@ def over(
     for node in decision.members:
         member = view.member(node)
         if member is None:
-            # Nobody of the mesh was heard yet: what runs is no worse for that.
-            if len(view.members) > 1:
+            # Who was not heard of yet: what runs is no worse for that.
+            if len(view.members) > 1 and not early:
                 return f"{node} is gone"
             continue
         if member.record.draining:
@@ -131,10 +180,12 @@ def with_pipelines(
     view: MeshView,
     splits: Splits,
     terms: Mapping[str, int],
+    rooms: Mapping[str, Budgets],
 ) -> tuple[Decision, ...]:
     """Each decision, or the pipeline that is faster or that alone is possible.
 
     :param terms: the highest that this node has used, by model.
+    :param rooms: as `rooms_beside`.
     """
     hosts = [one.decision for one in node.running if one.decision.links]
     result = []
@@ -145,16 +196,28 @@ def with_pipelines(
         if decision.strategy is Strategy.SOLO_GPU or _runs(node, decision.model):
             result.append(with_speed(decision, node, view))
             continue
-        found = pipeline_offer(
-            node,
-            config,
-            settings[decision.model],
-            view,
-            view.me,
-            build=build,
-            excluded=splits.troubles.excluded,
-            solo=decision,
-        )
+        found = decision
+        # Without those that others are better than, if that is possible.
+        for left_out in _choices(splits.troubles):
+            found = pipeline_offer(
+                node,
+                config,
+                settings[decision.model],
+                view,
+                view.me,
+                build=build,
+                excluded=left_out,
+                solo=decision,
+            )
+            if found.strategy is Strategy.PIPELINE:
+                break
+        if found.strategy is Strategy.PIPELINE and short(found, rooms.get(found.model)):
+            # A search that finds no idle memory takes what others hold, for those to give way. What
+            # runs already is past that: it waits, and the mesh's plan finds it a place.
+            text = "other models hold the memory that its split would take here"
+            found = decision
+            if not decision.served:
+                found = replace(decision, blockers=(Reason(Code.NO_MEMORY, text),))
         if found.strategy is Strategy.PIPELINE:
             try:
                 found = arranged(
@@ -168,6 +231,12 @@ def with_pipelines(
                 found = replace(decision, blockers=(Reason(Code.UNREACHED, str(error)),))
         result.append(found)
     return tuple(result)
+
+
+def _choices(troubles: Troubles) -> tuple[Mapping[str, str], ...]:
+    if not troubles.avoided:
+        return (troubles.excluded,)
+    return {**troubles.avoided, **troubles.excluded}, troubles.excluded
 
 
 def hostings(

@@ -28,13 +28,15 @@ PROBATION_S = 600.0
 _PROBATION_MOST_S = 3600.0
 # What refuses does so for want of memory, mostly, and others may have some.
 _REFUSAL_PROBATION_S = 60.0
+# A link that is cut may be cut for long, and the mesh may still hear of who is behind it.
+AVOIDED_S = 60.0
 _DELAYS_S = (0.0, 2.0, 5.0, 15.0, 30.0)
 
 ANSWER_S = 15.0
 """Within which a member answers an intent."""
 _STARTING_S = 60.0
 _SEEDING_STALL_S = 600.0
-REACHED_S = 10.0
+REACHED_S = 6.0
 """Within which a member that says it is ready is reached."""
 
 
@@ -43,20 +45,26 @@ class Troubles:
     """:ivar spoiled: (model, term) of arrangements that are over.
 
     :ivar excluded: by node, why it takes no part for now.
+    :ivar avoided: likewise, why others are better for now.
     :ivar held: models whose engine does not start yet, with the seconds left.
     """
 
     spoiled: frozenset[tuple[str, int]] = frozenset()
     excluded: Mapping[str, str] = field(default_factory=dict)
+    avoided: Mapping[str, str] = field(default_factory=dict)
     held: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Arrangement:
-    """One term. :ivar since_s: by member, when it came to where it is; monotonic."""
+    """One term. :ivar since_s: by member, when it came to where it is; monotonic.
+
+    :ivar seen: members that the mesh knew at any time of it.
+    """
 
     where: dict[str, object] = field(default_factory=dict)
     since_s: dict[str, float] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -64,6 +72,7 @@ class _Blame:
     times_s: list[float] = field(default_factory=list)
     why: str = ""
     until_s: float = 0.0
+    avoided_until_s: float = 0.0
     probations: int = 0
 
 
@@ -95,7 +104,16 @@ class SplitWatch:
                 continue
             for member, why, refusal in self._wrong(decision, view, guards, now_s):
                 self._end(key, member, why, now_s, refusal=refusal)
-        return Troubles(frozenset(self._spoiled), self._excluded(now_s), self._held(now_s))
+        return Troubles(
+            frozenset(self._spoiled),
+            self._excluded(now_s),
+            {
+                node: blame.why
+                for node, blame in self._blames.items()
+                if blame.avoided_until_s > now_s
+            },
+            self._held(now_s),
+        )
 
     def _wrong(
         self,
@@ -114,6 +132,11 @@ class SplitWatch:
                 continue
             stage, progress, detail = _where(decision, view, guard, member)
             arrangement = self._arrangements[decision.model, decision.term]
+            if stage != "gone":
+                arrangement.seen.add(member)
+            elif member not in arrangement.seen:
+                # A brain that is new has not heard of everybody yet.
+                stage = "unheard"
             # What it says in between is no progress.
             if arrangement.where.get(member) != (stage, progress):
                 arrangement.where[member] = (stage, progress)
@@ -124,6 +147,9 @@ class SplitWatch:
             elif stage == "gone":
                 yield member, "it is gone", False
             elif stood_s > _PATIENCE_S[stage]:
+                if stage == "unreached":
+                    blame = self._blames.setdefault(member, _Blame())
+                    blame.avoided_until_s = now_s + AVOIDED_S
                 yield member, f"{_LATE[stage]} after {stood_s:.0f} s: {detail}".rstrip(": "), False
 
     def _lost(self, guard: GuardStatus | None, member: str) -> str:
@@ -185,6 +211,7 @@ class SplitWatch:
 
 
 _PATIENCE_S: Mapping[object, float] = {
+    "unheard": ANSWER_S,
     "silent": ANSWER_S,
     LeaseStage.SEEDING: _SEEDING_STALL_S,
     LeaseStage.STARTING: _STARTING_S,
@@ -192,6 +219,7 @@ _PATIENCE_S: Mapping[object, float] = {
     "well": float("inf"),
 }
 _LATE: Mapping[object, str] = {
+    "unheard": "nobody has heard of it",
     "silent": "it has not answered",
     LeaseStage.SEEDING: "its weight cache does not fill",
     LeaseStage.STARTING: "its rpc-server does not start",

@@ -32,10 +32,17 @@ def nodes(booted: tuple[Cluster, float]) -> Cluster:
     return booted[0]
 
 
+@pytest.fixture(scope="package")
+def last(booted: tuple[Cluster, float]) -> list[Split]:
+    """The split as it was before the newest test."""
+    return []
+
+
 @pytest.fixture
-def split(nodes: Cluster) -> Split:
+def split(nodes: Cluster, last: list[Split]) -> Split:
     """All well, and nobody blamed for anything."""
-    return put_right(nodes)
+    last[:] = [put_right(nodes, last[0] if last else None)]
+    return last[0]
 
 
 @pytest.fixture(scope="package")

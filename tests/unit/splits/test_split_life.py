@@ -194,6 +194,27 @@ def test_a_new_brain_at_either_end_touches_nothing(lab: SplitLab) -> None:
     assert term(lab, host) == first
 
 
+def test_a_new_brain_that_has_not_heard_of_a_member_yet_touches_nothing(lab: SplitLab) -> None:
+    host = host_of(lab)
+    (member,) = members(lab, host)
+    before = {name: dict(one.processes) for name, one in lab.boxes.items()}
+    lab.boxes[host].born_again()
+    lab.gone.add(member)
+    lab.step()
+    lab.gone.discard(member)
+    lab.run(20)
+    assert {name: one.processes for name, one in lab.boxes.items()} == before
+
+
+def test_a_member_that_is_not_reached_gives_way_to_one_that_is(lab: SplitLab) -> None:
+    host = host_of(lab)
+    (member,) = members(lab, host)
+    lab.boxes[host].unreached.add(member)
+    lab.boxes[host].lose(member, "big")
+    took_s = lab.until(lambda: members(lab, host) != (member,) and lab.hosts("big"), 60)
+    assert took_s < 30
+
+
 def test_a_member_without_the_file_takes_part(lab: SplitLab) -> None:
     alone = SplitLab()
     box(alone, "ada")

@@ -8,7 +8,15 @@ from meshd.guard.status import End, GuardStatus, PeerStatus
 from meshd.mesh.record import Lease, LeaseStage, NodeRecord, Part
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.plan import Decision, Link, Strategy
-from meshd.split_watch import ANSWER_S, FAILURES, PROBATION_S, REACHED_S, SplitWatch, Troubles
+from meshd.split_watch import (
+    ANSWER_S,
+    AVOIDED_S,
+    FAILURES,
+    PROBATION_S,
+    REACHED_S,
+    SplitWatch,
+    Troubles,
+)
 
 
 class Clock:
@@ -135,7 +143,29 @@ def test_a_refusal_excludes_at_once_and_briefly(watch: SplitWatch, clock: Clock)
 
 
 def test_a_member_that_is_gone_ends_it(watch: SplitWatch) -> None:
+    watch.look([decision()], view(), guard())
     assert over(watch.look([decision()], view(there=False), guard()))
+
+
+def test_a_new_brain_waits_until_it_has_heard_of_a_member(watch: SplitWatch, clock: Clock) -> None:
+    assert not over(watch.look([decision()], view(there=False), guard()))
+    clock.now_s += ANSWER_S - 1
+    assert not over(watch.look([decision()], view(there=False), guard()))
+    clock.now_s += 2
+    assert over(watch.look([decision()], view(there=False), guard()))
+
+
+def test_a_member_that_is_not_reached_is_avoided_for_a_while_and_not_excluded(
+    watch: SplitWatch, clock: Clock
+) -> None:
+    watch.look([decision()], view(), guard(reached=False))
+    clock.now_s += REACHED_S + 1
+    troubles = watch.look([decision()], view(), guard(reached=False))
+    assert over(troubles)
+    assert "not reached" in troubles.avoided["bob"]
+    assert troubles.excluded == {}
+    clock.now_s += AVOIDED_S + 1
+    assert watch.look([], view(), {}).avoided == {}
 
 
 def fail(watch: SplitWatch, clock: Clock, term: int) -> Troubles:
