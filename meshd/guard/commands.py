@@ -55,11 +55,20 @@ class Command(IntEnum):
 class Rule:
     """:ivar most: bytes that a request's payload may have. :ivar answer: the answer's, likewise;
     None for a command without an answer.
+    :ivar graph: it computes. :ivar data: it brings a tensor. :ivar read: the guard looks at it.
     """
 
     command: Command
     most: int
     answer: int | None = None
+    graph: bool = False
+    data: bool = False
+    read: bool = False
+
+    @property
+    def urgent(self) -> bool:
+        """rpc-server has something to do, or somebody waits."""
+        return self.graph or self.answer is not None
 
     @property
     def label(self) -> str:
@@ -69,25 +78,25 @@ class Rule:
 # By number. COMM_INIT, COMM_ALLREDUCE and COMM_FREE (20 to 22) are missing on purpose: they are for
 # tensor splits, and make rpc-servers open ports of their own that no door stands before.
 RULES: tuple[Rule, ...] = (
-    Rule(Command.ALLOC_BUFFER, _SMALL, _SMALL),
+    Rule(Command.ALLOC_BUFFER, _SMALL, _SMALL, read=True),
     Rule(Command.GET_ALIGNMENT, _SMALL, _SMALL),
     Rule(Command.GET_MAX_SIZE, _SMALL, _SMALL),
     Rule(Command.BUFFER_GET_BASE, _SMALL, _SMALL),
     Rule(Command.FREE_BUFFER, _SMALL),
     Rule(Command.BUFFER_CLEAR, _SMALL),
-    Rule(Command.SET_TENSOR, _TENSOR),
-    Rule(Command.SET_TENSOR_HASH, _SMALL, _SMALL),
+    Rule(Command.SET_TENSOR, _TENSOR, data=True),
+    Rule(Command.SET_TENSOR_HASH, _SMALL, _SMALL, read=True),
     Rule(Command.GET_TENSOR, _SMALL, _TENSOR),
     Rule(Command.COPY_TENSOR, _SMALL, _SMALL),
-    Rule(Command.GRAPH_COMPUTE, _GRAPH),
+    Rule(Command.GRAPH_COMPUTE, _GRAPH, graph=True),
     Rule(Command.GET_DEVICE_MEMORY, _SMALL, _SMALL),
     Rule(Command.INIT_TENSOR, _SMALL),
     Rule(Command.GET_ALLOC_SIZE, _SMALL, _SMALL),
     Rule(Command.HELLO, HELLO_BYTES, HELLO_ANSWER_BYTES),
     Rule(Command.DEVICE_COUNT, 0, _SMALL),
-    Rule(Command.GRAPH_RECOMPUTE, _SMALL),
+    Rule(Command.GRAPH_RECOMPUTE, _SMALL, graph=True),
     Rule(Command.MEMSET_TENSOR, _SMALL),
-    Rule(Command.SET_TENSOR_2D, _TENSOR),
+    Rule(Command.SET_TENSOR_2D, _TENSOR, data=True),
     Rule(Command.GET_TENSOR_2D, _SMALL, _TENSOR),
 )
 

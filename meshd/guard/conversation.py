@@ -26,16 +26,13 @@ from meshd.guard.commands import (
 )
 
 _REQUEST = struct.Struct("<BQ")
+_REQUEST_BYTES = _REQUEST.size
+_unpack_request = _REQUEST.unpack_from
 _ANSWER = struct.Struct("<Q")
 _FOUR = struct.Struct("<4I")
 _SIZE_AFTER_DEVICE = struct.Struct("<4xQ")
 # llama-server waits for each answer before its next call that has one.
 _MOST_CALLS = 256
-
-_GRAPHS = frozenset({Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE})
-_DATA = frozenset({Command.SET_TENSOR, Command.SET_TENSOR_2D})
-# Their payloads are looked at, when all of them is there.
-_READ = frozenset({Command.ALLOC_BUFFER, Command.SET_TENSOR_HASH})
 
 
 class BrokenTalkError(Exception):
@@ -93,19 +90,6 @@ class Conversation:
         self._answer_left = self._answer_size = 0
         self._answer: bytearray | None = None
 
-    def request_wanted(self) -> int:
-        """Bytes that are sure to come, or that nobody waits for before they come; at least 1."""
-        rule = self._rule
-        if rule is None:
-            return _REQUEST.size - len(self._head)
-        if rule.answer is None and rule.command not in _GRAPHS:
-            return self._left + _REQUEST.size
-        return self._left
-
-    def answer_wanted(self) -> int:
-        """Likewise."""
-        return self._answer_left if self._answering else _ANSWER.size - len(self._answer_head)
-
     def may_wait(self) -> bool:
         """Whether rpc-server can do nothing yet with what was sent since this was last asked."""
         urgent, self._urgent = self._urgent, False
@@ -134,8 +118,10 @@ class Conversation:
         """Bytes that had been held back have moved on."""
         self._progress_s = now_s
 
-    def sent(self, data: memoryview, now_s: float) -> None:
+    def sent(self, data: memoryview, now_s: float) -> int:
         """Towards rpc-server.
+
+        Returns how many bytes are sure to come next, or nobody waits for before they are there.
 
         :raises BrokenTalkError: end the connection; nothing of `data` may pass.
         """
@@ -144,31 +130,31 @@ class Conversation:
         while at < end:
             rule = self._rule
             if rule is None:
-                if not self._head and end - at >= _REQUEST.size:
-                    number, length = _REQUEST.unpack_from(data, at)
-                    at += _REQUEST.size
+                if not self._head and end - at >= _REQUEST_BYTES:
+                    number, length = _unpack_request(data, at)
+                    at += _REQUEST_BYTES
                 else:
-                    step = min(_REQUEST.size - len(self._head), end - at)
+                    step = min(_REQUEST_BYTES - len(self._head), end - at)
                     self._head += data[at : at + step]
                     at += step
-                    if len(self._head) < _REQUEST.size:
-                        return
-                    number, length = _REQUEST.unpack(self._head)
+                    if len(self._head) < _REQUEST_BYTES:
+                        break
+                    number, length = _unpack_request(self._head)
                     self._head.clear()
                 rule = self._begin(number, length)
-            step = min(self._left, end - at)
+            left, there = self._left, end - at
+            step = left if left < there else there
             if self._kept is not None:
                 self._kept += data[at : at + step]
-            self._left -= step
             at += step
-            if not self._left:
-                self._end(rule, now_s)
+            if step < left:
+                self._left = left - step
+                return self._left if rule.urgent else self._left + _REQUEST_BYTES
+            self._end(rule, now_s)
+        return _REQUEST_BYTES - len(self._head)
 
-    def received(self, data: memoryview, now_s: float) -> None:
-        """From rpc-server.
-
-        :raises BrokenTalkError: as `sent`.
-        """
+    def received(self, data: memoryview, now_s: float) -> int:
+        """From rpc-server; as `sent`."""
         at, end = 0, len(data)
         while at < end:
             if not self._answering:
@@ -188,6 +174,7 @@ class Conversation:
             if not self._answer_left:
                 self._end_answer(now_s)
         self._progress_s = now_s
+        return self._answer_left if self._answering else _ANSWER.size - len(self._answer_head)
 
     @property
     def _work(self) -> Work:
@@ -199,28 +186,31 @@ class Conversation:
         rule = RULES[number]
         if length > rule.most:
             raise BrokenTalkError(f"{rule.label} of {length} bytes, more than {rule.most}")
-        if not self._greeted:
-            if rule.command is not Command.HELLO or length != HELLO_BYTES:
-                raise BrokenTalkError("it does not begin with a hello")
-            self._greeted = True
-        elif rule.command is Command.HELLO:
-            raise BrokenTalkError("a second hello")
-        if rule.command in _DATA:
+        if rule.command is Command.HELLO or not self._greeted:
+            self._greet(rule, length)
+        if rule.data:
             self._moved_bytes += length
-        elif rule.command in _READ:
+        elif rule.read:
             self._kept = bytearray()
         self._rule, self._left, self._size = rule, length, length
         return rule
 
+    def _greet(self, rule: Rule, length: int) -> None:
+        if self._greeted:
+            raise BrokenTalkError("a second hello")
+        if rule.command is not Command.HELLO or length != HELLO_BYTES:
+            raise BrokenTalkError("it does not begin with a hello")
+        self._greeted = True
+
     def _end(self, rule: Rule, now_s: float) -> None:
         self._rule = None
-        if rule.answer is not None or rule.command in _GRAPHS:
+        if rule.urgent:
             self._urgent = True
-        if rule.command in _GRAPHS:
-            self._graphs += 1
-        elif self._kept is not None:
-            self._read(rule.command, self._kept)
-            self._kept = None
+            if rule.graph:
+                self._graphs += 1
+            elif self._kept is not None:
+                self._read(rule.command, self._kept)
+                self._kept = None
         elif rule.command is Command.BUFFER_CLEAR:
             self._stored_bytes += self._buffer_bytes
         if rule.answer is None:

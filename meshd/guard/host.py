@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import structlog
 
@@ -112,11 +113,10 @@ class HostEnd:
             await asyncio.sleep(_CERTIFICATE_LOOK_S)
 
     async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + _WATCH_S
+            due_s = monotonic() + _WATCH_S
             await asyncio.sleep(_WATCH_S)
-            now_s = loop.time()
+            now_s = monotonic()
             if now_s - due_s < _LATE_S:
                 for way in self._ways:
                     way.watch(now_s)

@@ -35,7 +35,6 @@ class Link:
             member,
             conversation.sent,
             conversation.may_wait,
-            conversation.request_wanted,
             self._flow_ended,
             conversation.taken,
         )
@@ -44,7 +43,6 @@ class Link:
             host,
             conversation.received,
             conversation.answer_may_wait,
-            conversation.answer_wanted,
             self._flow_ended,
             conversation.taken,
         )

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import structlog
 
@@ -98,7 +99,7 @@ class MemberEnd:
     def status(self) -> GuardStatus:
         problem = self._why_not
         peer = self._tally.status(
-            asyncio.get_running_loop().time(),
+            monotonic(),
             reached=not problem,
             problem=problem,
             protocol=self._protocol,
@@ -139,7 +140,7 @@ class MemberEnd:
         if self._tally.link is not None:
             return ""
         if self._draining_since is not None:
-            age_s = asyncio.get_running_loop().time() - self._draining_since
+            age_s = monotonic() - self._draining_since
             if age_s > _BRIEF_S:
                 return "rpc-server has not finished what its last client asked for"
         return "" if self._answers else self._problem
@@ -309,7 +310,6 @@ class MemberEnd:
             self._seat.release()
 
     async def _carry_on(self, wire: Wire, first: bytes) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_FRONT_S):
                 front = await connect(self._options.front)
@@ -318,7 +318,7 @@ class MemberEnd:
             return
         try:
             conversation = Conversation(
-                self._options.protocol, self._tally.pace, self._on_call, now_s=loop.time()
+                self._options.protocol, self._tally.pace, self._on_call, now_s=monotonic()
             )
             link = Link(wire.socket, front.socket, conversation)
             self._tally.begin(link)
@@ -348,7 +348,7 @@ class MemberEnd:
 
     async def _drain(self, front: Wire) -> None:
         """Let rpc-server say what it owes: it would die of a client that is gone (SIGPIPE)."""
-        self._draining_since = asyncio.get_running_loop().time()
+        self._draining_since = monotonic()
         try:
             with suppress(OSError, TimeoutError):
                 front.socket.shutdown(socket.SHUT_WR)

@@ -12,15 +12,19 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from socket import IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET, TCP_CORK, socket
+from time import monotonic
 from typing import Protocol
 
 from meshd.guard.conversation import BrokenTalkError
 
-# Of one direction. So much is gathered at most before it is passed on.
-_ENOUGH = 128 * 1024
+# Of one direction, at most.
+_BUFFER_BYTES = 256 * 1024
 # The most that one read of TLS brings (RFC 8446, 5.1): with room for it, none stays half read in
 # OpenSSL, where no event would tell of it.
 _RECORD = 16 * 1024
+# Passed on when it is more: in the midst of a long payload, and else.
+_FULL = _BUFFER_BYTES - _RECORD
+_ENOUGH = 48 * 1024
 # Reads in one turn of the loop, so that others get theirs while gigabytes pass.
 _TURNS = 16
 
@@ -28,8 +32,11 @@ _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWr
 
 
 class Meter(Protocol):
-    def __call__(self, data: memoryview, now_s: float) -> None:
-        """:raises BrokenTalkError: nothing of it may pass."""
+    def __call__(self, data: memoryview, now_s: float) -> int:
+        """How many bytes there have to be next before it is worth waking up.
+
+        :raises BrokenTalkError: nothing of it may pass.
+        """
 
 
 class Flow:
@@ -45,13 +52,11 @@ class Flow:
         target: socket,
         meter: Meter,
         may_wait: Callable[[], bool],
-        wanted: Callable[[], int],
         on_end: Callable[[socket | None, str], None],
         on_taken: Callable[[float], None],
     ) -> None:
         """:param may_wait: whether nobody waits for what was metered since this was last asked.
 
-        :param wanted: how many bytes there have to be before it is worth waking up.
         :param on_end: hears whose end it was (None: the meter's), and why, "" for a plain one.
         :param on_taken: hears that bytes moved which the target had not taken before.
         """
@@ -60,18 +65,18 @@ class Flow:
         self._loop = asyncio.get_running_loop()
         self._source, self._target = source, target
         self._in, self._out = source.fileno(), target.fileno()
-        self._meter, self._may_wait, self._wanted = meter, may_wait, wanted
+        self._meter, self._may_wait = meter, may_wait
         self._encrypted = isinstance(source, ssl.SSLSocket)
-        self._chunk = _RECORD if self._encrypted else _ENOUGH
+        self._chunk = _RECORD if self._encrypted else _BUFFER_BYTES
         self._low_water = 1
         self._seals = isinstance(target, ssl.SSLSocket)
         self._on_end, self._on_taken = on_end, on_taken
-        self._buffer = memoryview(bytearray(_ENOUGH))
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._at = self._filled = 0
         self._closed = False
 
     def start(self, first: bytes = b"") -> None:
-        """:param first: what was read already; at most 64 KiB."""
+        """:param first: what was read already; at most 256 KiB."""
         self._loop.add_reader(self._in, self._readable)
         if first:
             self._buffer[: len(first)] = first
@@ -97,11 +102,12 @@ class Flow:
         """Until there is enough to send; whether there may be more to read."""
         buffer, before = self._buffer, self._filled
         filled, more = before, True
+        receive, chunk = self._source.recv_into, self._chunk
         try:
-            while filled <= _ENOUGH - _RECORD:
-                count = self._source.recv_into(buffer[filled:])
+            while filled <= _FULL:
+                count = receive(buffer[filled:])
                 filled += count
-                if count < self._chunk:
+                if count < chunk:
                     # No more, or it brings an event of its own; to ask would cost an exception.
                     more = False
                     break
@@ -119,23 +125,22 @@ class Flow:
 
     def _take(self, filled: int) -> bool:
         try:
-            self._meter(self._buffer[self._filled : filled], self._loop.time())
+            wanted = self._meter(self._buffer[self._filled : filled], monotonic())
         except BrokenTalkError as error:
             self._end(None, str(error))
             return False
         self._filled = filled
-        if not self._encrypted:
-            self._set_low_water(min(self._wanted(), _RECORD))
-        if filled > _ENOUGH - _RECORD or not self._may_wait():
+        if wanted != self._low_water and not self._encrypted:
+            self._set_low_water(wanted)
+        if filled > (_FULL if wanted > _BUFFER_BYTES else _ENOUGH) or not self._may_wait():
             self._write()
         return True
 
     def _set_low_water(self, count: int) -> None:
         """A request comes in three pieces; each would wake this process up."""
-        if count != self._low_water:
-            self._low_water = count
-            with suppress(OSError):
-                self._source.setsockopt(SOL_SOCKET, SO_RCVLOWAT, count)
+        self._low_water = count
+        with suppress(OSError):
+            self._source.setsockopt(SOL_SOCKET, SO_RCVLOWAT, min(count, _ENOUGH))
 
     def _write(self) -> None:
         buffer, at, filled = self._buffer, self._at, self._filled
@@ -174,7 +179,7 @@ class Flow:
         before = self._at
         self._write()
         if not self._closed and (self._at > before or not self.blocked):
-            self._on_taken(self._loop.time())
+            self._on_taken(monotonic())
 
     def _end(self, whose: socket | None, why: str) -> None:
         if not self._closed:

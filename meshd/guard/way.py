@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 
 import structlog
 
@@ -93,7 +94,7 @@ class Way:
 
     def status(self) -> PeerStatus:
         return self._tally.status(
-            asyncio.get_running_loop().time(),
+            monotonic(),
             reached=self.reached,
             problem=self._problem,
             protocol=self._pong.protocol if self._pong else "",
@@ -181,22 +182,21 @@ class Way:
 
     async def _ping(self, wire: Wire) -> None:
         """Until the channel breaks, or falls silent."""
-        loop = asyncio.get_running_loop()
         number = 0
         with suppress(OSError, EOFError, ValueError, TimeoutError):
             while True:
                 number += 1
-                sent_s = loop.time()
+                sent_s = monotonic()
                 async with asyncio.timeout(SILENT_S):
                     await wire.write(encode(Ping(number)))
                     pong = decode(await wire.line(), Pong)
                     if pong.number != number:
                         raise ValueError("the wrong pong")
-                self._hear(pong, loop.time() - sent_s)
+                self._hear(pong, monotonic() - sent_s)
                 await asyncio.sleep(_PING_S)
 
     def _hear(self, pong: Pong, seconds: float) -> None:
-        self._heard_s = asyncio.get_running_loop().time()
+        self._heard_s = monotonic()
         known = self._rtt_ms or seconds * 1000
         self._rtt_ms = known + (seconds * 1000 - known) * _SMOOTHING
         problem = pong.problem
@@ -300,7 +300,7 @@ class Way:
             _log.warning("no way to the member", why=self._tally.last_trouble)
             return
         try:
-            now_s = asyncio.get_running_loop().time()
+            now_s = monotonic()
             talk = Conversation(self._protocol, self._tally.pace, self._on_call, now_s=now_s)
             link = Link(local.socket, remote.socket, talk)
             self._tally.begin(link)

@@ -22,7 +22,7 @@ from tests.wire.guard_harness import (
     make_split,
     until,
 )
-from tools.bench_guard.lane import TENSOR_BYTES, TENSORS, Lane, measure
+from tools.bench_guard.lane import SHAPES, measure
 from tools.bench_guard.rude import be_rude, probes
 
 _OWN_ENGINE = Path(__file__).resolve().parents[2] / ".cache/engine"
@@ -32,7 +32,7 @@ _STREAM_TOKENS = 1_000_000
 
 async def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-guard", description=__doc__)
-    parser.add_argument("--exchanges", type=int, default=5000)
+    parser.add_argument("--exchanges", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=9, help="of 256 MiB, for throughput")
     parser.add_argument("--probes", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="a tenth of all")
@@ -67,24 +67,25 @@ async def _speed(engine: Place, folder: Path, exchanges: int, rounds: int) -> No
         await split.wait_host(lambda peer: peer.reached, "the guards to be ready", 30)
         ports = {"direct": fronts["direct"], "two plain relays": near, "both guards": split.local}
         lanes = await asyncio.to_thread(measure, ports, exchanges, rounds)
-    print(f"\n{exchanges} exchanges of a decoded token ({TENSORS} SET_TENSOR of {TENSOR_BYTES} B,")
-    print(f"GRAPH_RECOMPUTE, GET_TENSOR) and {rounds} rounds of 256 MiB, the lanes in turn\n")
-    print("| way | round trip p50 | p99 | more than direct, p50 | bulk | of direct | of relays |")
-    print("|---|---|---|---|---|---|---|")
-    direct, relays, _ = lanes
-    for lane in lanes:
-        print(_row(lane, direct, relays))
+    direct, _, guards = lanes
+    print(f"\nRound trips, {exchanges} of each kind, the ways in turn; ms, p50 (p99)\n")
+    print("| what | direct | two plain relays | both guards | the guards add, p50 |")
+    print("|---|---|---|---|---|")
+    for shape in SHAPES:
+        added_s = _quantile(guards.times_s[shape], 50) - _quantile(direct.times_s[shape], 50)
+        cells = " | ".join(_times(lane.times_s[shape]) for lane in lanes)
+        print(f"| {shape} | {cells} | {added_s * 1000:.3f} |")
+    bulk = [statistics.median(lane.bulk_bytes_s) for lane in lanes]
+    print(f"\nThroughput, {rounds} rounds of 256 MiB, the ways in turn; median\n")
+    print("| direct | two plain relays | both guards | of direct | of the relays |")
+    print("|---|---|---|---|---|")
+    figures = " | ".join(f"{one / 1e9:.2f} GB/s" for one in bulk)
+    print(f"| {figures} | {bulk[2] / bulk[0]:.0%} | {bulk[2] / bulk[1]:.0%} |")
     sys.stdout.flush()
 
 
-def _row(lane: Lane, direct: Lane, relays: Lane) -> str:
-    p50, p99 = _quantile(lane.times_s, 50), _quantile(lane.times_s, 99)
-    more = p50 - _quantile(direct.times_s, 50)
-    bulk, plain, relayed = (statistics.median(one.bulk_bytes_s) for one in (lane, direct, relays))
-    return (
-        f"| {lane.name} | {p50 * 1000:.3f} ms | {p99 * 1000:.3f} ms | {more * 1000:.3f} ms "
-        f"| {bulk / 1e9:.2f} GB/s | {bulk / plain:.0%} | {bulk / relayed:.0%} |"
-    )
+def _times(times_s: list[float]) -> str:
+    return f"{_quantile(times_s, 50) * 1000:.3f} ({_quantile(times_s, 99) * 1000:.3f})"
 
 
 def _quantile(values: list[float], percent: int) -> float:
