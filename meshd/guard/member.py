@@ -11,7 +11,6 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +23,15 @@ from meshd.gateway.lasting import lasting
 from meshd.gateway.listen import Address
 from meshd.guard.admission import Door, refusal, stranger
 from meshd.guard.allowance import Pace
-from meshd.guard.commands import Rule, Triple, major_problem, triple_problem, words
+from meshd.guard.commands import Rule, Triple
 from meshd.guard.conversation import Conversation
+from meshd.guard.front import Front
 from meshd.guard.greeting import Greeting, Ping, Pong, Want, Welcome, decode, encode
 from meshd.guard.hello import HELLO_REQUEST_BYTES, is_hello
 from meshd.guard.link import Ended, Link
-from meshd.guard.probe import probe
 from meshd.guard.status import End, GuardStatus
 from meshd.guard.tally import Tally
-from meshd.guard.wire import Wire, accept, connect, encrypt
+from meshd.guard.wire import Wire, accept, encrypt
 from meshd.mesh.tls import handshake_problem, peer_node_id
 
 # For the handshake and the first line together: half a dozen round trips.
@@ -40,16 +39,11 @@ _GREETING_S = 5.0
 _FIRST_COMMAND_S = 10.0
 # Between pings that come every half second.
 SILENT_S = 2.5
-_FRONT_S = 2.0
 # For rpc-server to finish what the last client asked for.
 _SEAT_S = 10.0
-DRAIN_S = 10.0
-# A drain that takes longer is said to the host.
-_BRIEF_S = 1.0
 # Callers that have not shown who they are. The one who has taken longest makes room.
 _MOST_STRANGERS = 64
-_PROBE_AGAIN_S = 1.0
-_PROBE_IDLE_S = 10.0
+_AGAIN_S = 1.0
 _CERTIFICATE_LOOK_S = 5.0
 
 _log = structlog.get_logger("meshd.guard")
@@ -89,12 +83,7 @@ class MemberEnd:
         self._greeting: dict[asyncio.Task[None], None] = {}
         self._serving: dict[asyncio.Task[None], None] = {}
         self._control: asyncio.Task[None] | None = None
-        self._seat = asyncio.Lock()
-        self._draining_since: float | None = None
-        self._answers = False
-        self._protocol = ""
-        self._problem = major_problem(options.protocol) or "rpc-server was not asked yet"
-        self._look_again = asyncio.Event()
+        self._front = Front(options.front, options.protocol)
 
     def status(self) -> GuardStatus:
         problem = self._why_not
@@ -102,7 +91,7 @@ class MemberEnd:
             monotonic(),
             reached=not problem,
             problem=problem,
-            protocol=self._protocol,
+            protocol=self._front.protocol,
         )
         return GuardStatus(
             self._options.name,
@@ -118,7 +107,7 @@ class MemberEnd:
         await self._certificate.look(str(self._options.tls))
         tasks = [
             asyncio.create_task(lasting("following the certificate", self._follow_certificate)),
-            asyncio.create_task(lasting("asking rpc-server", self._ask)),
+            asyncio.create_task(lasting("asking rpc-server", self._front.follow)),
             *(
                 asyncio.create_task(lasting("answering the door", partial(self._listen, listener)))
                 for listener in self._listeners
@@ -137,50 +126,12 @@ class MemberEnd:
     @property
     def _why_not(self) -> str:
         """Why no connection is taken, "" when one is."""
-        if self._tally.link is not None:
-            return ""
-        if self._draining_since is not None:
-            age_s = monotonic() - self._draining_since
-            if age_s > _BRIEF_S:
-                return "rpc-server has not finished what its last client asked for"
-        return "" if self._answers else self._problem
+        return "" if self._tally.link is not None else self._front.problem
 
     async def _follow_certificate(self) -> None:
         while True:
             await self._certificate.look(str(self._options.tls))
             await asyncio.sleep(_CERTIFICATE_LOOK_S)
-
-    async def _ask(self) -> None:
-        """Keep what is known of rpc-server fresh while nobody is connected to it."""
-        if major_problem(self._options.protocol):
-            _log.error("nothing is passed", problem=self._problem)
-            return
-        while True:
-            async with self._seat:
-                await self._probe()
-            wait_s = _PROBE_IDLE_S if self._answers else _PROBE_AGAIN_S
-            self._look_again.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._look_again.wait()
-
-    async def _probe(self) -> None:
-        try:
-            async with asyncio.timeout(_FRONT_S):
-                found = await probe(self._options.front)
-        except TimeoutError:
-            problem = "rpc-server does not answer: it hangs, or another client holds it"
-        except (OSError, EOFError, ValueError) as error:
-            problem = f"rpc-server at {self._options.front}: {error}"
-        else:
-            self._protocol = words(found)
-            problem = triple_problem(self._options.protocol, found)
-        if (self._answers, self._problem) != (not problem, problem):
-            if problem:
-                _log.warning("rpc-server cannot be used", problem=problem)
-            else:
-                _log.info("rpc-server answers", protocol=self._protocol)
-        self._answers, self._problem = not problem, problem
 
     async def _listen(self, listener: socket.socket) -> None:
         while True:
@@ -188,7 +139,7 @@ class MemberEnd:
                 connection = await accept(listener)
             except OSError as error:
                 _log.warning("cannot take a connection", error=str(error))
-                await asyncio.sleep(_PROBE_AGAIN_S)
+                await asyncio.sleep(_AGAIN_S)
                 continue
             if len(self._greeting) >= _MOST_STRANGERS:
                 next(iter(self._greeting)).cancel()
@@ -276,7 +227,7 @@ class MemberEnd:
                     ping = decode(await wire.line(), Ping)
                     problem = self._why_not
                     await wire.write(
-                        encode(Pong(ping.number, not problem, self._protocol, problem))
+                        encode(Pong(ping.number, not problem, self._front.protocol, problem))
                     )
         except TimeoutError:
             why = f"the host's guard said nothing for {SILENT_S:g} s"
@@ -300,19 +251,18 @@ class MemberEnd:
                 if not is_hello(first):
                     raise ValueError("it does not begin with a hello")
             async with asyncio.timeout(_SEAT_S):
-                await self._seat.acquire()
+                await self._front.seat.acquire()
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             self._refuse(str(error) or "no hello in time, or rpc-server is busy")
             return
         try:
             await self._carry_on(wire, first + wire.rest())
         finally:
-            self._seat.release()
+            self._front.seat.release()
 
     async def _carry_on(self, wire: Wire, first: bytes) -> None:
         try:
-            async with asyncio.timeout(_FRONT_S):
-                front = await connect(self._options.front)
+            front = await self._front.open()
         except (OSError, TimeoutError) as error:
             self._lost(f"rpc-server: {error or 'does not answer'}")
             return
@@ -329,7 +279,7 @@ class MemberEnd:
             wire.close()
             self._judge(ended)
             if ended.by is not End.MEMBER:
-                await self._drain(front)
+                await self._front.drain(front)
         finally:
             front.close()
 
@@ -342,21 +292,8 @@ class MemberEnd:
 
     def _lost(self, why: str) -> None:
         self._tally.loss(why)
-        self._answers, self._problem = False, why
-        self._look_again.set()
+        self._front.lost(why)
         _log.warning("rpc-server is lost", why=why)
-
-    async def _drain(self, front: Wire) -> None:
-        """Let rpc-server say what it owes: it would die of a client that is gone (SIGPIPE)."""
-        self._draining_since = monotonic()
-        try:
-            with suppress(OSError, TimeoutError):
-                front.socket.shutdown(socket.SHUT_WR)
-                async with asyncio.timeout(DRAIN_S):
-                    while await front.read(64 * 1024):
-                        pass
-        finally:
-            self._draining_since = None
 
 
 def _why(error: Exception) -> str:

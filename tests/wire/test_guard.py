@@ -20,11 +20,13 @@ from tests.wire.guard_harness import (
     Split,
     free_port,
     guard_metrics,
+    guard_status,
     guarded,
     identity,
     make_split,
     relay,
 )
+from tools.bench_guard.rude import be_rude, probes
 
 # Of the member's guard, while a test lasts: one at the start, one in ten seconds.
 PROBES = 6
@@ -240,3 +242,30 @@ async def test_a_frozen_guard_is_noticed_by_the_other(engine: Place, tmp_path: P
         up.host.send(signal.SIGTERM)
         async with asyncio.timeout(5):
             assert await up.host.process.wait() == 0
+
+
+async def test_rude_callers_reach_nobody(engine: Place, tmp_path: Path) -> None:
+    """Every kind that `make bench-guard` has, and two of its right host's own."""
+    async with guarded(engine, tmp_path) as up, up.split.llama("--context-shift") as llama:
+        split = up.split
+        await split.healthy(llama)
+        stranger = identity(tmp_path / "stranger", OTHER_SECRET)
+        kinds = probes(split.door, split.local, stranger.tls, split.host.tls, TERM)
+        before = up.rpc.said().count("Accepted client connection")
+        async with split.stream(1_000_000) as stream:
+            await stream.past(20)
+            await be_rude(kinds, 3 * len(kinds))
+            await stream.past(20)
+        assert up.rpc.said().count("Accepted client connection") == before
+        status = await guard_status(tmp_path / "member.sock")
+        assert status is not None
+        assert status.refused > 2 * 6
+        await llama.kill()
+        await split.wait_member(lambda peer: peer.reached and not peer.connections, "the seat")
+        # Nobody has the seat now, so these get through to rpc-server, and do it no harm.
+        await be_rude({kind: kinds[kind] for kind in kinds if kind.startswith("local: hello")}, 6)
+        await split.wait_member(lambda peer: peer.reached and not peer.connections, "the seat", 30)
+        assert up.rpc.said().count("Accepted client connection") > before
+        assert not up.rpc.ended
+        async with split.llama() as again:
+            await split.healthy(again)
