@@ -27,11 +27,12 @@ from meshd.planner.plan import Decision, Strategy
 from meshd.planner.replicas import place_replicas
 from meshd.planner.view import NodeView
 from meshd.planner.wishes import Wanted, wanted
+from meshd.split_room import rooms_beside
 from meshd.split_share import (
     Splits,
     hostings,
     lending,
-    rooms_beside,
+    terms_of,
     that_go_on,
     with_lent,
     with_pipelines,
@@ -124,6 +125,7 @@ def share(
         local = config
     settings = settings_of(config, wanted(around.view))
     splits = around.splits
+    around = replace(around, terms=terms_of(around.terms, node, around.view))
     node = with_lent(node, splits.lent, around.view)
     lends = lending(
         node,

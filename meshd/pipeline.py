@@ -251,8 +251,13 @@ def engines_now(
             EngineNow(Engine.FAILED, detail) if waits is None else EngineNow(Engine.STARTING, waits)
         )
     for one in running:
-        engine = engine_of(engines, instance_name(one.decision.model))
+        name = instance_name(one.decision.model)
+        engine = engine_of(engines, name)
         if engine is None:
+            # Of an earlier life: its members may be seeding for minutes, and their ends are up.
+            begins = one.decision.links and any(other.name == name for other in engines)
+            if begins and one.decision.model not in found:
+                found[one.decision.model] = EngineNow(Engine.STARTING, "its members are asked")
             continue
         # A split's engine ends with every connection that it loses: its guard says whose fault.
         most = _SPLIT_RESTARTS_MOST if one.decision.links else _RESTARTS_MOST

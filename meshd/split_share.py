@@ -6,13 +6,13 @@ there could be, what this node lends, and how far the splits are that it hosts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from meshd.config.settings import Config, ModelSettings, Role, Split
 from meshd.engine.build import EngineBuild
 from meshd.guard.status import GuardStatus
-from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage
+from meshd.mesh.record import Assignment, NodeRecord, Offer, Stage
 from meshd.mesh.view import MeshView, Status
 from meshd.planner.hosting import Hosting, arranged, hosting
 from meshd.planner.layout import Budgets
@@ -24,9 +24,8 @@ from meshd.planner.plan import Code, Decision, Reason, Strategy
 from meshd.planner.same_engine import engines_differ
 from meshd.planner.view import NodeView, Running
 from meshd.seeding.wish import SeedState
+from meshd.split_room import less, short
 from meshd.split_watch import Troubles
-
-_NOISE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def lending(
     budgets = budgets_of(node, config)
     for one in own:
         if one.stage is not Stage.FAILED:
-            budgets = _less(budgets, one.memory)
+            budgets = less(budgets, one.memory)
     unwilling = ""
     if config.node.role is Role.CLIENT:
         unwilling = "its role is client"
@@ -82,34 +81,24 @@ def lending(
     return lend(view, lent, terms)
 
 
-def rooms_beside(
-    node: NodeView, config: Config, own: Sequence[Assignment]
-) -> dict[str, Budgets]:
-    """What there is for each model that this node runs, beside its others and what it lends.
+def terms_of(terms: Mapping[str, int], node: NodeView, view: MeshView) -> dict[str, int]:
+    """The highest term that is known to have been used, by model: a brain that is new, or its whole
+    machine, does not remember, but what runs and what others lend it does. No term may mean two
+    arrangements to them.
 
-    :param node: with what it lends.
+    :param terms: that this brain has used.
     """
-    left = budgets_of(node, config)
-    for lent in node.lent:
-        left = _less(left, lent.parts)
-    running = [one for one in own if one.stage in (Stage.LOADING, Stage.READY, Stage.DRAINING)]
-    rooms = {}
-    for one in running:
-        rooms[one.model] = left
-        for other in running:
-            if other is not one:
-                rooms[one.model] = _less(rooms[one.model], other.memory)
-    return rooms
-
-
-def short(decision: Decision, room: Budgets | None) -> bool:
-    """Whether this node has clearly less than its own part of a split takes."""
-    if room is None:
-        return False
-    for use in decision.memory:
-        # By so little, free memory moves all the time.
-        room = room.less(use.device, -use.total_bytes // _NOISE)
-    return not room.hold(decision.memory)
+    known = dict(terms)
+    found = [(one.decision.model, one.decision.term) for one in node.running]
+    found += [
+        (lease.model, lease.term)
+        for member in view.members
+        for lease in member.record.leases
+        if lease.host == view.me
+    ]
+    for model, term in found:
+        known[model] = max(term, known.get(model, 0))
+    return known
 
 
 def that_go_on(
@@ -287,9 +276,3 @@ def addresses_of(view: MeshView, best: Mapping[str, str]) -> dict[str, str]:
 
 def _runs(node: NodeView, model: str) -> bool:
     return any(one.decision.model == model for one in node.running)
-
-
-def _less(budgets: Budgets, memory: tuple[MemoryUse, ...]) -> Budgets:
-    for use in memory:
-        budgets = budgets.less(use.device, use.size_bytes)
-    return budgets

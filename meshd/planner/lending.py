@@ -62,7 +62,7 @@ def lend(view: MeshView, before: Sequence[Lent], terms: Terms) -> Lending:
         found = asked.get(key)
         # A host that nobody heard of yet, since we or it just came, has not changed its mind.
         unheard = found is None and terms.early and one.host not in known
-        if unheard or (found is not None and found.term == one.term):
+        if unheard or (found is not None and _same(one, found, view.me)):
             lent.append(one)
             budgets = _less(budgets, one.parts)
     # What runs already comes first, then the oldest wish of the smallest id: the same everywhere.
@@ -125,6 +125,15 @@ def _lease(lent: Lent, seed: SeedState | None, guard: GuardStatus | None) -> Lea
         elif peer is not None:
             detail = peer.problem or detail
     return Lease(lent.model, lent.host, lent.term, stage, lent.door_port, progress, detail[:200])
+
+
+def _same(lent: Lent, intent: Intent, me: str) -> bool:
+    """Whether it is what was lent. Not by its term alone: a host that lost its memory with its power
+    counts anew, and may be back before its death was noticed.
+    """
+    parts = tuple(part for part in intent.parts if part.node == me)
+    wished = (intent.term, intent.fingerprint, parts, _first_layer(intent, me))
+    return wished == (lent.term, lent.fingerprint, lent.parts, lent.first_layer)
 
 
 def _asked(view: MeshView) -> Iterator[tuple[tuple[str, str], Intent]]:
