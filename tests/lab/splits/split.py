@@ -197,7 +197,7 @@ def kill(node: Node, pid: int, signal: str = "KILL") -> float:
 
 
 def plan_of(node: Node) -> str:
-    return node.run(["meshd", "plan"], timeout_s=30).stdout
+    return node.run(["meshd", "plan", "--explain"], timeout_s=30).stdout
 
 
 def text_alone(node: Node, tokens: int, prompt: str) -> str:

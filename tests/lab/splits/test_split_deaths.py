@@ -106,6 +106,7 @@ def test_a_member_that_dies_is_replaced(
     stream = running(split)
     blow_at = time.monotonic()
     split.member.pull_the_plug()
+    wait(lambda: not split.member.alive(), 10, "the member's end", every_s=0.01)
     answer, again_s = served_again(split.spare, blow_at)
     measured("from the member's death to an answer", again_s)
     assert answer.good, str(answer)
@@ -121,6 +122,7 @@ def test_a_host_that_dies_is_replaced(
     stream = running(split)
     blow_at = time.monotonic()
     split.host.pull_the_plug()
+    wait(lambda: not split.host.alive(), 10, "the host's end", every_s=0.01)
     answer, again_s = served_again(split.spare, blow_at)
     measured("from the host's death to an answer", again_s)
     assert answer.good, str(answer)
@@ -174,6 +176,7 @@ def test_a_member_that_fails_three_times_is_left_out(
     assert found.host is split.host
     assert found.member is split.spare
     plan = plan_of(split.host)
-    assert split.member.name in plan
-    assert "left out for" in plan
+    assert any(
+        split.member.name in line and "left out for" in line for line in plan.splitlines()
+    ), plan
     assert find(nodes) is not None

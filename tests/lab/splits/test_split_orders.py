@@ -34,7 +34,7 @@ def test_a_reload_that_forbids_splits_ends_it_and_the_plan_says_why(
     wait(ended, 60, "the end of the split")
     measured("from the reload to the end of the split's processes", time.monotonic() - began_at)
     plan = plan_of(split.host)
-    assert "split: never" in plan, plan
+    assert "models[].split is never" in plan, plan
     assert model_of(split.host)["state"] == "waiting"
     began_at = time.monotonic()
     auto = texts(nodes)
