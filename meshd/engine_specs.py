@@ -99,6 +99,9 @@ def engine_specs(
         except UserError as error:
             found.refused[lent.name] = f"{lent.name}: {error}"
             continue
+        if _names(found) & {(spec.kind, spec.name) for spec in both}:
+            found.refused[lent.name] = f"{lent.name}: another unit has this name"
+            continue
         found.specs.extend(both)
     return found
 

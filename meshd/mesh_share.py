@@ -33,9 +33,11 @@ from meshd.split_share import (
     hostings,
     lending,
     terms_of,
+    that_begin,
     that_go_on,
     with_lent,
     with_pipelines,
+    with_terms,
     without_lost,
 )
 
@@ -125,7 +127,8 @@ def share(
         local = config
     settings = settings_of(config, wanted(around.view))
     splits = around.splits
-    around = replace(around, terms=terms_of(around.terms, node, around.view))
+    terms = terms_of(around.terms, node, around.view)
+    around = replace(around, terms=terms, own=with_terms(around.own, node))
     node = with_lent(node, splits.lent, around.view)
     lends = lending(
         node,
@@ -139,7 +142,9 @@ def share(
     )
     node = with_lent(node, lends.lent, around.view)
     rooms = rooms_beside(node, config, [one.assignment for one in around.own])
-    node = that_go_on(node, around.view, splits, settings, rooms, early=around.early)
+    node = that_go_on(
+        node, around.view, splits, settings, rooms, config.mesh.split_ports, early=around.early
+    )
     decisions = with_pipelines(
         _offers(node, local, settings),
         node,
@@ -159,6 +164,7 @@ def share(
     fingerprints = {offer.model: offer.fingerprint for offer in offers}
     answers = leases(lends, splits.seeds, splits.guards)
     pipelines = {one.model: one for one in decisions if one.strategy is Strategy.PIPELINE}
+    begins = that_begin(pipelines.values(), node)
 
     def record(assignments: tuple[Assignment, ...]) -> NodeRecord:
         hosts = tuple(
@@ -191,7 +197,7 @@ def share(
     plan = place_replicas(view, around.demand)
     claims = _claims(plan, config, around)
     claimed = tuple(
-        _with_load_time(_as_offered(one, offers, pipelines), node, around)
+        _with_load_time(_anew(_as_offered(one, offers, pipelines), begins), node, around)
         for one in without_lost(claims.assignments, offers)
     )
     fresh = record(claimed)
@@ -312,6 +318,13 @@ def _as_offered(
         term=max(assignment.term, pipeline.term) if pipeline else assignment.term,
         fingerprint=found.fingerprint or assignment.fingerprint,
     )
+
+
+def _anew(assignment: Assignment, begins: frozenset[str]) -> Assignment:
+    """What answered until now does not any more: nobody should send it anything."""
+    if assignment.stage is not Stage.READY or assignment.model not in begins:
+        return assignment
+    return replace(assignment, stage=Stage.LOADING, progress=0.0)
 
 
 def _with_load_time(assignment: Assignment, node: NodeView, around: Around) -> Assignment:

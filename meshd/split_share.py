@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from meshd.config.settings import Config, ModelSettings, Role, Split
+from meshd.config.split_ports import ways
 from meshd.engine.build import EngineBuild
 from meshd.guard.status import GuardStatus
 from meshd.mesh.record import Assignment, NodeRecord, Offer, Stage
 from meshd.mesh.view import MeshView, Status
+from meshd.planner.claims import Own
 from meshd.planner.hosting import Hosting, arranged, hosting
 from meshd.planner.layout import Budgets
 from meshd.planner.lending import Lending, Terms, lend
@@ -45,13 +47,13 @@ class Splits:
 
 
 def with_lent(node: NodeView, lent: tuple[Lent, ...], view: MeshView) -> NodeView:
-    """The node with what it lends; a host that answers has filled that memory."""
+    """The node with what it lends; a host that answers in the same term has filled that memory."""
     resident = frozenset(
         one.name
         for one in lent
         if (host := view.member(one.host)) is not None
         and (assignment := host.record.assignment(one.model)) is not None
-        and assignment.stage is Stage.READY
+        and (assignment.stage, assignment.term) == (Stage.READY, one.term)
     )
     return replace(node, lent=lent, lent_resident=resident)
 
@@ -77,7 +79,7 @@ def lending(
         unwilling = "its role is client"
     elif draining:
         unwilling = "it is being drained"
-    terms = Terms(build, budgets, config.mesh.split_ports, unwilling, early)
+    terms = Terms(build, budgets, config.mesh.split_ports, unwilling, early, config.node.limit)
     return lend(view, lent, terms)
 
 
@@ -101,18 +103,30 @@ def terms_of(terms: Mapping[str, int], node: NodeView, view: MeshView) -> dict[s
     return known
 
 
+def with_terms(own: Iterable[Own], node: NodeView) -> tuple[Own, ...]:
+    """What a new brain took up of an earlier one, with the term that it has."""
+    terms = {one.decision.model: one.decision.term for one in node.running if one.decision.links}
+    return tuple(
+        replace(one, assignment=replace(one.assignment, term=terms[one.assignment.model]))
+        if one.assignment.term < terms.get(one.assignment.model, 0)
+        else one
+        for one in own
+    )
+
+
 def that_go_on(
     node: NodeView,
     view: MeshView,
     splits: Splits,
     settings: Mapping[str, ModelSettings],
     rooms: Mapping[str, Budgets],
+    first_port: int,
     *,
     early: bool = False,
 ) -> NodeView:
     """The node without the pipelines whose arrangement is over: they are planned afresh.
 
-    :param rooms: as `rooms_beside`.
+    :param rooms: as `rooms_beside`. :param first_port: of this node's ports for splits.
     :param early: others may be there that this node has not heard of yet.
     """
 
@@ -123,6 +137,8 @@ def that_go_on(
         # Members may take minutes to seed: what was free then may not be now.
         begins = not one.resident and not one.loading
         if begins and short(decision, rooms.get(decision.model)):
+            return False
+        if not set(decision.local_ports) <= set(ways(first_port)):
             return False
         return not over(decision, view, splits.troubles, settings, early=early)
 
@@ -158,6 +174,12 @@ def over(
             if differ and own.record.engine is not None:
                 return differ
     return ""
+
+
+def that_begin(pipelines: Iterable[Decision], node: NodeView) -> frozenset[str]:
+    """Models whose split is arranged in this pass: nothing of it runs yet."""
+    known = {(one.decision.model, one.decision.term) for one in node.running}
+    return frozenset(one.model for one in pipelines if (one.model, one.term) not in known)
 
 
 def with_pipelines(

@@ -8,15 +8,16 @@ with it, or with its host.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from meshd.config.settings import Limit
 from meshd.config.split_ports import doors, servers
 from meshd.engine.build import EngineBuild
 from meshd.guard.status import GuardStatus
 from meshd.instance import lent_name
 from meshd.mesh.record import Intent, Lease, LeaseStage, Part
 from meshd.mesh.view import MeshView
-from meshd.planner.layout import Budgets
+from meshd.planner.layout import RAM, Budgets
 from meshd.planner.lent import Lent
 from meshd.planner.same_engine import engines_differ
 from meshd.seeding.wish import SeedStage, SeedState
@@ -37,6 +38,8 @@ class Terms:
     """On what terms a node lends. :ivar unwilling: why it does not at all, "" when it does.
 
     :ivar first_port: of the node's ports for splits.
+    :ivar limit: of the node: what is lent ends only when it is beyond that, for what is free moves
+        all the time.
     :ivar early: others may be there that this node has not heard of yet: what is lent stays lent.
     """
 
@@ -45,6 +48,7 @@ class Terms:
     first_port: int
     unwilling: str = ""
     early: bool = False
+    limit: Limit = field(default_factory=Limit)
 
 
 def lend(view: MeshView, before: Sequence[Lent], terms: Terms) -> Lending:
@@ -62,7 +66,9 @@ def lend(view: MeshView, before: Sequence[Lent], terms: Terms) -> Lending:
         found = asked.get(key)
         # A host that nobody heard of yet, since we or it just came, has not changed its mind.
         unheard = found is None and terms.early and one.host not in known
-        if unheard or (found is not None and _same(one, found, view.me)):
+        stands = unheard or (found is not None and _same(one, found, view.me))
+        # What a new configuration has no room or no ports for is asked about anew.
+        if stands and one.door_port in doors(terms.first_port) and _within(terms, one, lent):
             lent.append(one)
             budgets = _less(budgets, one.parts)
     # What runs already comes first, then the oldest wish of the smallest id: the same everywhere.
@@ -127,9 +133,24 @@ def _lease(lent: Lent, seed: SeedState | None, guard: GuardStatus | None) -> Lea
     return Lease(lent.model, lent.host, lent.term, stage, lent.door_port, progress, detail[:200])
 
 
+def _within(terms: Terms, one: Lent, others: Iterable[Lent]) -> bool:
+    """Whether a limit that was lowered still has room for it beside others that stay."""
+    ram, gpus = 0, dict.fromkeys((part.device for part in one.parts), 0)
+    for lent in (one, *others):
+        for part in lent.parts:
+            if part.device in (RAM, *terms.budgets.unified):
+                ram += part.size_bytes
+            elif part.device in gpus:
+                gpus[part.device] += part.size_bytes
+    limit = terms.limit
+    return (limit.ram_bytes is None or ram <= limit.ram_bytes) and (
+        limit.vram_bytes is None or max(gpus.values()) <= limit.vram_bytes
+    )
+
+
 def _same(lent: Lent, intent: Intent, me: str) -> bool:
-    """Whether it is what was lent. Not by its term alone: a host that lost its memory with its power
-    counts anew, and may be back before its death was noticed.
+    """Whether it is what was lent. Not by its term alone: a host that lost its memory with its
+    power counts anew, and may be back before its death was noticed.
     """
     parts = tuple(part for part in intent.parts if part.node == me)
     wished = (intent.term, intent.fingerprint, parts, _first_layer(intent, me))

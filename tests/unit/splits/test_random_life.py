@@ -242,19 +242,26 @@ def live(seed: int) -> LifeLab:
 
 
 def fits(lab: LifeLab, model: str) -> bool:
-    """Whether there is room for it beside what runs: splits do not move to make some."""
+    """Whether there is room for it beside what runs. None is made: splits do not move, and what an
+    empty node could serve alone is not split because nodes are half full.
+    """
+    rooms = {
+        box.id: box.observation.hardware.ram.total_bytes - box.config.node.reserve.ram_bytes
+        for box in lab.all()
+    }
     free = {
-        box.id: box.observation.hardware.ram.total_bytes
-        - box.config.node.reserve.ram_bytes
+        box.id: rooms[box.id]
         - sum(one.size_bytes for one in box.processes.values() if isinstance(one, Engine))
         for box in lab.all()
     }
-    need = sum(layer.weight_bytes for layer in MODELS[model].layers) * 5 // 4
+    # With caches and buffers, and the prompts that an engine may keep.
+    need = sum(layer.weight_bytes for layer in MODELS[model].layers) * 3 // 2 + 600 * MIB
     holders = [
         box.id for box in lab.all() if any(one.model == model for one in box.observation.candidates)
     ]
-    together = sum(free.values()) > need and len(free) > 1
-    return any(free[one] > need or (together and free[one] > 1024 * MIB) for one in holders)
+    if need <= max(rooms.values()):
+        return any(free[one] >= need for one in holders)
+    return sum(free.values()) >= need and any(free[one] > 2048 * MIB for one in holders)
 
 
 def all_is_well(lab: LifeLab) -> None:
