@@ -37,16 +37,20 @@ _TRIMS: tuple[tuple[str, int], ...] = (
     ("wishes", 8),
     ("assignments", 16),
     ("load", 0),
-    ("leases", 0),
-    ("intents", 0),
     ("devices", 16),
     ("offers", 0),
     ("addresses", 4),
+    ("leases", 0),
+    ("intents", 0),
     ("wishes", 0),
     ("assignments", 0),
     ("devices", 0),
 )
-"""What a record that is too long does without, the least missed first: field, how many stay."""
+"""What a record that is too long does without, the least missed first: field, how many stay.
+
+Without an intent its split ends, and without a lease that of another node: later than offers, which
+only keep from the node what is new.
+"""
 
 
 class BadRecordError(ValueError):

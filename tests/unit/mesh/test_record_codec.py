@@ -18,10 +18,14 @@ from meshd.mesh.record import (
     DoctorSummary,
     EngineRecord,
     HeldModel,
+    Intent,
+    Lease,
+    LeaseStage,
     MemoryUse,
     ModelLoad,
     NodeRecord,
     Offer,
+    Part,
     RttRecord,
     Stage,
     Wish,
@@ -125,6 +129,27 @@ def test_a_node_with_too_much_to_say_publishes_what_matters_most() -> None:
         FULL.offers,
         FULL.devices,
     )
+
+
+def test_what_a_split_stands_on_is_missed_more_than_what_could_be_offered() -> None:
+    """Without its intents a split ends."""
+    parts = tuple(Part(f"{n:016}", "GPU-0123456789abcdef", 4, 1 << 33) for n in range(15))
+    names = [f"model-{n}" for n in range(6)]
+    host = dataclasses.replace(
+        FULL,
+        offers=tuple(Offer(name, "f" * 64, "pipeline", parts=parts) for name in names),
+        assignments=tuple(
+            Assignment(name, "f" * 64, Stage.READY, parts=parts) for name in names[:2]
+        ),
+        intents=tuple(Intent(name, 1, "f" * 64, parts) for name in names[:2]),
+        leases=(Lease("other", "h" * 16, 3, LeaseStage.READY, 9340),),
+        load=tuple(ModelLoad(f"{n:0500}") for n in range(16)),
+        wishes=tuple(Wish(f"{n:0500}", "s" * 500) for n in range(8)),
+    )
+    cut = bounded(host)
+    assert cut.offers == ()
+    assert (cut.intents, cut.leases) == (host.intents, host.leases)
+    assert decode_record(encode_record(cut), NODE) == cut
 
 
 def test_what_fits_is_not_cut() -> None:

@@ -11,13 +11,22 @@ from meshd import pipeline
 from meshd.config.settings import Limit
 from meshd.config.split_ports import doors
 from meshd.engine_specs import engine_specs
-from meshd.mesh.record import Intent, Lease, LeaseStage, Part, Stage
+from meshd.mesh.record import Assignment, Intent, Lease, LeaseStage, Part, Stage
 from meshd.paths import under
-from meshd.planner.claims import Engine as Ready
-from meshd.planner.layout import RAM
+from meshd.planner.claims import Engine, Own
+from meshd.planner.layout import RAM, Budgets
 from meshd.planner.lending import lend
+from meshd.planner.place import offer
+from meshd.planner.plan import Code, Decision, Strategy
 from meshd.revival import Revival
-from meshd.split_share import terms_of, with_lent
+from meshd.split_share import (
+    Splits,
+    addresses_of,
+    terms_of,
+    with_lent,
+    with_pipelines,
+    with_terms,
+)
 from meshd.units.spec import EngineKind
 from tests.unit.splits.split_lab import STEP_S, Box, SplitLab
 from tests.unit.splits.test_lending import ME, PORT, intent, record, terms, view
@@ -41,6 +50,44 @@ def test_a_host_that_forgot_its_terms_goes_on_from_what_others_lend_it(lab: Spli
     node = replace(lab.boxes[host].last.node, running=())  # type: ignore[union-attr]
     assert terms_of({}, node, others) == {"big": 7}
     assert terms_of({"big": 8, "small": 1}, node, others) == {"big": 8, "small": 1}
+
+
+def test_what_a_new_brain_took_up_has_the_term_that_it_has(lab: SplitLab) -> None:
+    host = lab.boxes[host_of(lab)]
+    assert host.last is not None
+    node = replace(host.last.node, running=host.running)
+    taken_up = Own(Assignment("big", "", Stage.LOADING, 0), 0.0)
+    (own,) = with_terms((taken_up,), node)
+    assert own.assignment.term == host.running[0].decision.term > 0
+    later = replace(taken_up, assignment=replace(taken_up.assignment, term=50))
+    assert with_terms((later,), node) == (later,)
+
+
+def test_a_split_takes_nothing_that_other_models_of_its_host_hold(lab: SplitLab) -> None:
+    host = lab.boxes[host_of(lab)]
+    assert host.last is not None
+    node = replace(host.last.node, running=())
+    seen = lab.view(host.id)
+    (settings,) = host.config.models
+    alone = offer(node, host.config, settings)
+
+    def split(rooms: dict[str, Budgets]) -> Decision:
+        (found,) = with_pipelines(
+            (alone,),
+            node,
+            host.config,
+            {"big": settings},
+            host.observation.engine,
+            seen,
+            Splits(addresses=addresses_of(seen, {})),
+            {},
+            rooms,
+        )
+        return found
+
+    assert split({}).strategy is Strategy.PIPELINE
+    waits = split({"big": Budgets({RAM: 128 * MIB})})
+    assert (waits.strategy, waits.blockers[0].code) == (Strategy.WAIT, Code.NO_MEMORY)
 
 
 def test_one_term_with_other_parts_is_another_arrangement() -> None:
@@ -105,7 +152,7 @@ def test_a_new_brain_goes_on_with_a_split_whose_engine_has_not_started(lab: Spli
     first, guard = host.running[0].decision.term, host.process(EngineKind.GUARD, "big")
     host.born_again()
     lab.step()
-    assert pipeline.engines_now(host.running, host.engines(), None)["big"].engine is Ready.STARTING
+    assert pipeline.engines_now(host.running, host.engines(), None)["big"].engine is Engine.STARTING
     for one in lab.boxes.values():
         one.unreached = set()
     lab.until(lambda: lab.hosts("big"), 20)
