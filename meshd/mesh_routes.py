@@ -192,6 +192,7 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
         context=assignment.context,
         load_s=assignment.load_s if since_s else 0.0,
         since_s=since_s,
+        split=bool(assignment.parts),
     )
 
 

@@ -303,6 +303,7 @@ def routing_table(
                     context=decision.context,
                     load_s=load.load_s if load else 0.0,
                     since_s=load.since_s if load else 0.0,
+                    split=bool(decision.links),
                 ),
             )
         routes.append(

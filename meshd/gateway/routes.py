@@ -37,6 +37,7 @@ class Target:
     :ivar context: tokens that one of its slots holds, 0 when not known.
     :ivar load_s: how long it takes to load by what was measured, 0 when nothing was.
     :ivar since_s: when this load began, by this machine's monotonic clock; 0 when it does not load.
+    :ivar split: over several nodes: its engine ends whenever it loses one of them.
     """
 
     node: str
@@ -52,6 +53,7 @@ class Target:
     context: int = 0
     load_s: float = 0.0
     since_s: float = 0.0
+    split: bool = False
 
     @property
     def key(self) -> str:

@@ -55,17 +55,20 @@ class Setbacks:
             self._suspicion.lacks(where)
         elif failed.kind != "moved":
             self._suspicion.suspect(choice.target)
-        self._without(job, where, lost=failed.lost)
+        self._without(job, choice, lost=failed.lost)
         if job.deaths >= _MAX_ENGINES_LOST:
             raise Refuse(openai_error.engine_lost(model), lost=True)
 
     @staticmethod
-    def _without(job: Job, where: str, *, lost: bool) -> None:
+    def _without(job: Job, choice: Chosen, *, lost: bool) -> None:
         """Try this place no more, or not before it answers again: a stream that has begun may go
-        on with the engine that was started in place of the one it lost.
+        on with the engine that was started in place of the one it lost, and the death of a split
+        says more of its nodes than of the request.
         """
         job.deaths += lost
-        (job.lost if lost and not job.out.begun else job.failed).add(where)
+        for_good = lost and not job.out.begun and not choice.target.split
+        where = place(choice.route.model, choice.target)
+        (job.lost if for_good else job.failed).add(where)
 
     def sent_back(self, job: Job, choice: Chosen) -> None:
         """It had to wait there and had no turn. The node is well: perhaps another has more room."""
@@ -94,7 +97,7 @@ class Setbacks:
         elif broken.kind == "unfinished" and job.remote:
             self._suspicion.lacks(where)
         if broken.kind != "diverged":
-            self._without(job, where, lost=broken.lost)
+            self._without(job, choice, lost=broken.lost)
         error = broken.said or openai_error.engine_lost(model)
         resumption = job.resumption
         if job.exchange.hop:

@@ -78,3 +78,27 @@ async def test_engines_of_other_nodes_that_die_in_the_middle_are_counted_too(
         assert got.count(b'"engine_lost"') == 1
         assert got.endswith(b"}\n\n")
         assert sum(len(one.calls) for one in engines) == 2
+
+
+async def test_a_request_that_lost_a_split_is_asked_again_when_it_answers(tmp_path: Path) -> None:
+    """Its engine ends whenever it loses a node: no fault of the request's. A whole one's may be."""
+    path = tmp_path / "engine.sock"
+
+    async def dies_once(call: Call) -> None:
+        if len(ran.calls) == 1:
+            call.reset()
+        else:
+            await call.send(plain("200 OK", b"{}"))
+
+    for split, expected, calls in ((True, 200, 2), (False, 503, 1)):
+        whole = table_of(path, front=Front(wait_s=3))
+        (route,) = whole.routes
+        (target,) = route.targets
+        route = replace(route, targets=(replace(target, split=split),))
+        async with (
+            engine(path, dies_once) as ran,
+            gateway(tmp_path, replace(whole, routes=(route,))) as here,
+        ):
+            status, _, headers = await here.post({"model": "m", "prompt": "once"})
+        assert (status, len(ran.calls)) == (expected, calls)
+        assert ("Retry-After" in headers) is (expected == 503)
