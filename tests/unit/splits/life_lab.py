@@ -61,7 +61,7 @@ class LifeBox(Box):
     """
 
     lab: LifeLab
-    said: list[NodeRecord] = field(default_factory=list)
+    said: list[tuple[float, NodeRecord]] = field(default_factory=list)
     silent_s: float | None = None
     blind: dict[str, float] = field(default_factory=dict)
     used_bytes: int = 0
@@ -227,7 +227,7 @@ class LifeBox(Box):
 
 
 class LifeLab(SplitLab):
-    """:ivar lags: by who hears and who said it, how many records late that is.
+    """:ivar lags: by who hears and who said it, how many steps late that is.
 
     :ivar suspects: until when a box is suspected by all.
     """
@@ -277,8 +277,10 @@ class LifeLab(SplitLab):
         if away_s > DEAD_S:
             return None
         suspect = away_s > SUSPECT_S or self.suspects.get(box.id, 0.0) > self.now_s
-        lag = min(self.lags.get((mine.id, box.id), 0), len(box.said) - 1)
-        return self._as(box.id, Status.SUSPECT if suspect else Status.ALIVE, box.said[-1 - lag])
+        late_s = self.lags.get((mine.id, box.id), 0) * STEP_S
+        heard = [record for at_s, record in box.said if at_s < self.now_s - late_s]
+        record = heard[-1] if heard else box.said[0][1]
+        return self._as(box.id, Status.SUSPECT if suspect else Status.ALIVE, record)
 
     def _as(self, name: str, status: Status, record: NodeRecord) -> MemberView:
         kept = self._members.get((name, status))
@@ -359,8 +361,9 @@ class LifeLab(SplitLab):
             if box.silent_s is None:
                 box.step()
         for box in order:
-            if box.silent_s is None and box.record is not None and box.record not in box.said[-1:]:
-                box.said = [*box.said[-LAG_MOST:], box.record]
+            said = [record for _, record in box.said[-1:]]
+            if box.silent_s is None and box.record is not None and box.record not in said:
+                box.said = [*box.said[-LAG_MOST - 1 :], (self.now_s, box.record)]
         self.checks.look()
 
 
@@ -463,7 +466,7 @@ class Checks:
             if rpc.spec.name.endswith(f".{host.id[:8]}") and host.silent_s is None and host.said:
                 return any(
                     part.node == box.id
-                    for intent in host.said[-1].intents
+                    for intent in host.said[-1][1].intents
                     if intent.model == rpc.spec.model
                     for part in intent.parts
                 )

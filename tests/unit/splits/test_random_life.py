@@ -255,11 +255,12 @@ def fits(lab: LifeLab, model: str) -> bool:
         for box in lab.all()
     }
     # With caches and buffers, and the prompts that an engine may keep.
-    need = sum(layer.weight_bytes for layer in MODELS[model].layers) * 3 // 2 + 600 * MIB
+    weights = sum(layer.weight_bytes for layer in MODELS[model].layers)
+    need = weights * 3 // 2 + 600 * MIB
     holders = [
         box.id for box in lab.all() if any(one.model == model for one in box.observation.candidates)
     ]
-    if need <= max(rooms.values()):
+    if weights <= min(rooms.values()):
         return any(free[one] >= need for one in holders)
     return sum(free.values()) >= need and any(free[one] > 2048 * MIB for one in holders)
 
