@@ -32,12 +32,12 @@ from meshd.split_share import (
     Splits,
     hostings,
     lending,
+    taken_up,
     terms_of,
     that_begin,
     that_go_on,
     with_lent,
     with_pipelines,
-    with_terms,
     without_lost,
 )
 
@@ -128,7 +128,7 @@ def share(
     settings = settings_of(config, wanted(around.view))
     splits = around.splits
     terms = terms_of(around.terms, node, around.view)
-    around = replace(around, terms=terms, own=with_terms(around.own, node))
+    around = replace(around, terms=terms, own=taken_up(around.own, node))
     node = with_lent(node, splits.lent, around.view)
     lends = lending(
         node,

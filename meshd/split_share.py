@@ -15,6 +15,7 @@ from meshd.engine.build import EngineBuild
 from meshd.guard.status import GuardStatus
 from meshd.mesh.record import Assignment, NodeRecord, Offer, Stage
 from meshd.mesh.view import MeshView, Status
+from meshd.own_record import memory_uses
 from meshd.planner.claims import Own
 from meshd.planner.hosting import Hosting, arranged, hosting
 from meshd.planner.layout import Budgets
@@ -52,6 +53,7 @@ def with_lent(node: NodeView, lent: tuple[Lent, ...], view: MeshView) -> NodeVie
         one.name
         for one in lent
         if (host := view.member(one.host)) is not None
+        and host.status is Status.ALIVE
         and (assignment := host.record.assignment(one.model)) is not None
         and (assignment.stage, assignment.term) == (Stage.READY, one.term)
     )
@@ -103,15 +105,24 @@ def terms_of(terms: Mapping[str, int], node: NodeView, view: MeshView) -> dict[s
     return known
 
 
-def with_terms(own: Iterable[Own], node: NodeView) -> tuple[Own, ...]:
-    """What a new brain took up of an earlier one, with the term that it has."""
-    terms = {one.decision.model: one.decision.term for one in node.running if one.decision.links}
+def taken_up(own: Iterable[Own], node: NodeView) -> tuple[Own, ...]:
+    """What a new brain took up of an earlier one, with what that had decided. Nobody may know the
+    model yet, so that there is no offer that says how much memory it takes.
+    """
+    running = {one.decision.model: one.decision for one in node.running}
     return tuple(
-        replace(one, assignment=replace(one.assignment, term=terms[one.assignment.model]))
-        if one.assignment.term < terms.get(one.assignment.model, 0)
-        else one
+        one
+        if (decision := running.get(one.assignment.model)) is None
+        else replace(one, assignment=_as_decided(one.assignment, decision, node))
         for one in own
     )
+
+
+def _as_decided(assignment: Assignment, decision: Decision, node: NodeView) -> Assignment:
+    assignment = replace(assignment, term=max(assignment.term, decision.term))
+    if assignment.memory or assignment.stage is Stage.CLAIMED:
+        return assignment
+    return replace(assignment, memory=memory_uses(decision, node), parts=decision.parts)
 
 
 def that_go_on(

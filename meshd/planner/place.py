@@ -134,7 +134,9 @@ def budgets_of(node: NodeView, config: Config) -> Budgets:
         for gpu in node.gpus
         if not gpu.unified
     }
-    ram = node.hardware.ram.available_bytes + ours.get(RAM, 0) - reserve.ram_bytes
+    # Who is taken to have filled memory may have died: then it is free, and counted twice.
+    whole = node.hardware.ram
+    ram = min(whole.total_bytes, whole.available_bytes + ours.get(RAM, 0)) - reserve.ram_bytes
     return Budgets({**devices, RAM: _within(limit.ram_bytes, ram)}, unified)
 
 

@@ -12,20 +12,21 @@ from meshd.config.settings import Limit
 from meshd.config.split_ports import doors
 from meshd.engine_specs import engine_specs
 from meshd.mesh.record import Assignment, Intent, Lease, LeaseStage, Part, Stage
+from meshd.mesh.view import Status
 from meshd.paths import under
 from meshd.planner.claims import Engine, Own
 from meshd.planner.layout import RAM, Budgets
 from meshd.planner.lending import lend
-from meshd.planner.place import offer
+from meshd.planner.place import budgets_of, offer
 from meshd.planner.plan import Code, Decision, Strategy
 from meshd.revival import Revival
 from meshd.split_share import (
     Splits,
     addresses_of,
+    taken_up,
     terms_of,
     with_lent,
     with_pipelines,
-    with_terms,
 )
 from meshd.units.spec import EngineKind
 from tests.unit.splits.split_lab import STEP_S, Box, SplitLab
@@ -56,11 +57,15 @@ def test_what_a_new_brain_took_up_has_the_term_that_it_has(lab: SplitLab) -> Non
     host = lab.boxes[host_of(lab)]
     assert host.last is not None
     node = replace(host.last.node, running=host.running)
-    taken_up = Own(Assignment("big", "", Stage.LOADING, 0), 0.0)
-    (own,) = with_terms((taken_up,), node)
+    found = Own(Assignment("big", "", Stage.LOADING, 0), 0.0)
+    (own,) = taken_up((found,), node)
     assert own.assignment.term == host.running[0].decision.term > 0
-    later = replace(taken_up, assignment=replace(taken_up.assignment, term=50))
-    assert with_terms((later,), node) == (later,)
+    # Others, and what it lends itself, have to reckon with it at once.
+    said = lab.view(host.id).member(host.id)
+    assert said is not None
+    assert own.assignment.memory == said.record.assignments[0].memory != ()
+    later = replace(found, assignment=replace(own.assignment, term=50))
+    assert taken_up((later,), node) == (later,)
 
 
 def test_a_split_takes_nothing_that_other_models_of_its_host_hold(lab: SplitLab) -> None:
@@ -136,12 +141,30 @@ def test_memory_is_taken_only_by_the_term_that_answers(lab: SplitLab) -> None:
     assert one.last is not None
     now = lab.view(member)
     assert with_lent(one.last.node, one.lent, now).lent_resident
+    silent = tuple(
+        replace(each, status=Status.SUSPECT) if each.id == host else each for each in now.members
+    )
+    assert not with_lent(one.last.node, one.lent, replace(now, members=silent)).lent_resident
     next_term = tuple(replace(lent, term=lent.term + 1) for lent in one.lent)
     assert not with_lent(one.last.node, next_term, now).lent_resident
 
 
 def starting(one: Box) -> bool:
     return bool(one.running) and one.process(EngineKind.GUARD, "big") is not None
+
+
+def test_memory_is_not_counted_twice_when_who_filled_it_is_gone(lab: SplitLab) -> None:
+    host = lab.boxes[host_of(lab)]
+    (member,) = members(lab, host.id)
+    one = lab.boxes[member]
+    lab.step()
+    assert one.last is not None
+    node = with_lent(one.last.node, one.lent, lab.view(member))
+    assert node.lent_resident
+    ram = node.hardware.ram
+    assert ram.available_bytes == ram.total_bytes
+    reserve = one.config.node.reserve.ram_bytes
+    assert budgets_of(node, one.config).free(RAM) == ram.total_bytes - reserve
 
 
 def test_a_new_brain_goes_on_with_a_split_whose_engine_has_not_started(lab: SplitLab) -> None:
