@@ -10,9 +10,10 @@ import http.client
 import re
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from meshd.mesh.addresses import host_port
@@ -22,13 +23,14 @@ from meshd.seeding import manifest as manifests
 from meshd.seeding.manifest import Manifest, ManifestError
 
 CONNECT_S = 5.0
-# A peer that sends nothing for so long is left, and so is one that is slower than this on the
-# whole: a drip would keep a split waiting for hours.
+# A peer that sends nothing for so long is left, and so is one whose answer has not begun by then,
+# or that is slower than this on the whole: a drip would keep a split waiting for hours.
 SILENCE_S = 10.0
+BEGIN_S = 20.0
 SLOWEST_BYTES_S = 256 * 1024
 PARTS_MAX = 512
 _PIECE_BYTES = 1 << 20
-_GRACE_S = 20.0
+GRACE_S = 20.0
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -51,7 +53,7 @@ class PeerSource:
         self._address = address
         self._tls = tls_folder
         self._clock = clock
-        self._connection: http.client.HTTPConnection | None = None
+        self._connection: _Connection | None = None
 
     def headers(self, fingerprint: str) -> tuple[Header, ...]:
         """The headers of all parts. :raises SourceError: it has not got them, or not whole."""
@@ -63,9 +65,8 @@ class PeerSource:
         try:
             with self._get(f"/mesh/v1/models/{fingerprint}/manifest") as answer:
                 if answer.status != 200:
-                    answer.read(_PIECE_BYTES)
                     return None
-                text = answer.read(manifests.MAX_BYTES)
+                text = b"".join(self._pieces(answer, manifests.MAX_BYTES))
             found = manifests.decode(text)
         except (SourceError, ManifestError):
             return None
@@ -76,16 +77,24 @@ class PeerSource:
         with self._range(fingerprint, part, offset, size_bytes) as (answer, got, _):
             if got != size_bytes:
                 raise SourceError(f"{self.node} has other bytes than its header says")
-            began, left = self._clock(), size_bytes
-            while left:
-                piece = answer.read(min(left, _PIECE_BYTES))
-                if not piece:
-                    raise SourceError(f"{self.node} ended {left} bytes early")
+            left = size_bytes
+            for piece in self._pieces(answer, size_bytes):
                 left -= len(piece)
-                spent_s = self._clock() - began
-                if spent_s > _GRACE_S and (size_bytes - left) / spent_s < SLOWEST_BYTES_S:
-                    raise SourceError(f"{self.node} is slower than {SLOWEST_BYTES_S} bytes/s")
                 yield piece
+            if left:
+                raise SourceError(f"{self.node} ended {left} bytes early")
+
+    def _pieces(self, answer: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
+        """Until the end, or `most` bytes. :raises SourceError: it is too slow."""
+        began_s, left = self._clock(), most
+        # Not `read`: it comes back only when all is there, however long that takes.
+        while left and (piece := answer.read1(min(left, _PIECE_BYTES))):
+            left -= len(piece)
+            spent_s = self._clock() - began_s
+            if spent_s > GRACE_S and (most - left) / spent_s < SLOWEST_BYTES_S:
+                raise SourceError(f"{self.node} is slower than {SLOWEST_BYTES_S} bytes/s")
+            yield piece
+        answer.read(0)  # marks an answer as whole, which `read1` does not: the connection is kept
 
     def close(self) -> None:
         if self._connection is not None:
@@ -93,8 +102,10 @@ class PeerSource:
             self._connection = None
 
     def _header(self, fingerprint: str, part: int) -> tuple[Header, int]:
-        with self._range(fingerprint, part, 0, 1) as (answer, _, size_bytes):
-            answer.read()
+        with self._range(fingerprint, part, 0, 1) as (answer, got, size_bytes):
+            if got != 1:
+                raise SourceError(f"{self.node} gives another range than was asked for")
+            b"".join(self._pieces(answer, got))
             count = answer.headers.get("X-Mesh-Parts", "")
         parts = int(count) if count.isascii() and count.isdigit() else 0
         if not 0 < parts <= PARTS_MAX:
@@ -122,8 +133,7 @@ class PeerSource:
     def _get(self, path: str, wanted: str = "") -> Iterator[http.client.HTTPResponse]:
         try:
             connection = self._connected()
-            connection.request("GET", path, headers={"Range": wanted} if wanted else {})
-            answer = connection.getresponse()
+            answer = connection.answer_to(path, {"Range": wanted} if wanted else {})
             yield answer
             if not answer.isclosed():
                 self.close()  # the rest of this answer would be taken for the next one
@@ -134,7 +144,7 @@ class PeerSource:
             self.close()
             raise
 
-    def _connected(self) -> http.client.HTTPConnection:
+    def _connected(self) -> _Connection:
         if self._connection is None:
             self._connection = _Connection(self.node, self._address, self._tls)
         return self._connection
@@ -152,6 +162,21 @@ class _Connection(http.client.HTTPConnection):
         self._node = node
         self._context = client_context(tls_folder)
         self._context.check_hostname = False  # its id is what is compared, below
+
+    def answer_to(self, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """The beginning of it. :raises OSError, http.client.HTTPException: it does not come."""
+        if self.sock is None:
+            self.connect()
+        secured = self.sock
+        # Each read has its deadline, and headers take as many as the peer likes.
+        late = threading.Timer(BEGIN_S, _shut, (secured,))
+        late.daemon = True
+        late.start()
+        try:
+            self.request("GET", path, headers=headers)
+            return self.getresponse()
+        finally:
+            late.cancel()
 
     def connect(self) -> None:
         plain = socket.create_connection((self.host, self.port), CONNECT_S)
@@ -180,6 +205,12 @@ class _Ahead:
         data = b"".join(pieces)
         self._at += len(data)
         return data
+
+
+def _shut(connection: socket.socket) -> None:
+    """Who waits for it reads an end. Not `SSLSocket.shutdown`: that is for one thread."""
+    with suppress(OSError):
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _words(error: Exception) -> str:
