@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 # Work as small as some that was answered: detection in 5 s is what a stream needs.
 FLOOR_S = 3.0
-# While a model loads nobody's stream waits, and a disk or an allocation may take its time.
+# While a model loads nobody's stream waits, and a disk or an allocation may take its time; so may a
+# first computation, which compiles a GPU's programs.
 LOADING_FLOOR_S = 15.0
 # Bytes that an rpc-server stores, hashes or reads from its cache in a second, at the very least:
 # a laptop's disk under load.
@@ -75,8 +76,8 @@ IDLE = Waiting(None)
 
 def allowance_s(work: Work, pace: Pace) -> float:
     """Seconds without a byte after which this work is taken for lost."""
+    floor = FLOOR_S if work.computed else LOADING_FLOOR_S
     if not work.graphs:
-        floor = FLOOR_S if work.computed else LOADING_FLOOR_S
         return floor + (work.moved_bytes + work.stored_bytes) / LOADING_BYTES_S
     size = _size(work)
     storing_s = work.stored_bytes / LOADING_BYTES_S
@@ -86,10 +87,10 @@ def allowance_s(work: Work, pace: Pace) -> float:
     near = max(pace.longest_s[size : size + _NEAR])
     if near:
         # More than one computation for one answer: each may be as long as the longest.
-        return max(FLOOR_S, _MARGIN * max(known, near) * work.graphs) + storing_s
+        return max(floor, _MARGIN * max(known, near) * work.graphs) + storing_s
     largest = max((at for at, time in enumerate(pace.longest_s[:size]) if time), default=size)
     guess = max(pace.ubatch_s, known * 2.0 ** (size - largest))
-    return FLOOR_S + _GUESS_MARGIN * guess * work.graphs + storing_s
+    return floor + _GUESS_MARGIN * guess * work.graphs + storing_s
 
 
 def learned(pace: Pace, work: Work, seconds: float) -> Pace:

@@ -115,7 +115,7 @@ class Conversation:
         return Waiting(self._progress_s, self._work)
 
     def taken(self, now_s: float) -> None:
-        """Bytes that had been held back have moved on."""
+        """Bytes that had been held back have moved on, or nobody could look for a while."""
         self._progress_s = now_s
 
     def sent(self, data: memoryview, now_s: float) -> int:

@@ -87,6 +87,10 @@ class Front:
     def lost(self, why: str) -> None:
         """It went away; it is asked again at once."""
         self._problem = why
+        self.ask_again()
+
+    def ask_again(self) -> None:
+        """Soon, not only when it is due."""
         self._look_again.set()
 
     async def _ask(self) -> None:

@@ -27,7 +27,7 @@ from meshd.mesh.certificates import ids_in
 
 _CERTIFICATE_LOOK_S = 5.0
 _WATCH_S = 0.1
-# A look that comes so late finds answers that nobody has read yet.
+# A look that comes so late finds answers that nobody has read yet: this process had stood still.
 _LATE_S = 1.0
 
 _log = structlog.get_logger("meshd.guard")
@@ -103,8 +103,10 @@ class HostEnd:
                 listener.close()
 
     async def _look(self) -> None:
-        if await self._certificate.look(str(self._options.tls)):
+        changed = await self._certificate.look(str(self._options.tls))
+        if self._certificate.client is not None and (changed or not self._mesh):
             path = self._options.tls / "cert.pem"
+            self._mesh = ""
             _, self._mesh = ids_in(await asyncio.to_thread(path.read_bytes))
 
     async def _follow_certificate(self) -> None:
@@ -117,6 +119,8 @@ class HostEnd:
             due_s = monotonic() + _WATCH_S
             await asyncio.sleep(_WATCH_S)
             now_s = monotonic()
-            if now_s - due_s < _LATE_S:
-                for way in self._ways:
+            for way in self._ways:
+                if now_s - due_s < _LATE_S:
                     way.watch(now_s)
+                else:
+                    way.overslept(now_s)

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from socket import socket
 
+from meshd.guard.allowance import IDLE, Waiting
 from meshd.guard.conversation import Conversation
 from meshd.guard.splice import Flow
 from meshd.guard.status import End
@@ -56,9 +57,18 @@ class Link:
         return self._down.moved_bytes
 
     @property
-    def blocked(self) -> bool:
-        """rpc-server's side takes nothing more for now."""
-        return self._up.blocked
+    def host_heard_s(self) -> float:
+        return self._up.heard_s
+
+    @property
+    def member_heard_s(self) -> float:
+        return self._down.heard_s
+
+    def waiting(self) -> Waiting:
+        """For `allowance.lost`: for nobody, while the host's side does not take what there is."""
+        if self._down.blocked:
+            return IDLE
+        return self.conversation.waiting(blocked=self._up.blocked)
 
     async def run(self, first: bytes) -> Ended:
         """Until one side ends, or `cut`. The sockets stay the caller's, who closes them.

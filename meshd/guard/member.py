@@ -11,6 +11,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from meshd.gateway.lasting import lasting
 from meshd.gateway.listen import Address
 from meshd.guard.admission import Door, refusal, stranger
 from meshd.guard.allowance import Pace
+from meshd.guard.callers import Callers
 from meshd.guard.commands import Rule, Triple
 from meshd.guard.conversation import Conversation
 from meshd.guard.front import Front
@@ -31,18 +33,21 @@ from meshd.guard.hello import HELLO_REQUEST_BYTES, is_hello
 from meshd.guard.link import Ended, Link
 from meshd.guard.status import End, GuardStatus
 from meshd.guard.tally import Tally
-from meshd.guard.wire import Wire, accept, encrypt
+from meshd.guard.wire import Wire, accept, address_of, encrypt
 from meshd.mesh.tls import handshake_problem, peer_node_id
 
 # For the handshake and the first line together: half a dozen round trips.
 _GREETING_S = 5.0
 _FIRST_COMMAND_S = 10.0
-# Between pings that come every half second.
+# Of the host's guard: its pings come every half second.
 SILENT_S = 2.5
+_WATCH_S = 0.1
+# A look that comes so late finds pings that nobody has read yet: this process had stood still.
+_LATE_S = 1.0
 # For rpc-server to finish what the last client asked for.
 _SEAT_S = 10.0
-# Callers that have not shown who they are. The one who has taken longest makes room.
-_MOST_STRANGERS = 64
+# At the end, for rpc-server to say what it owes.
+_LAST_S = 2.0
 _AGAIN_S = 1.0
 _CERTIFICATE_LOOK_S = 5.0
 
@@ -62,8 +67,6 @@ class MemberOptions:
 
 
 class MemberEnd:
-    """:ivar refused: strangers and rude probes sent away so far."""
-
     def __init__(
         self,
         options: MemberOptions,
@@ -72,7 +75,6 @@ class MemberEnd:
         started_s: float,
     ) -> None:
         """:param listeners: non-blocking and listening; closed by `run`."""
-        self.refused = 0
         self._options = options
         self._listeners = listeners
         self._on_call = on_call
@@ -80,9 +82,10 @@ class MemberEnd:
         self._certificate = Certificate()
         self._door = Door(options.admit, options.term)
         self._tally = Tally(options.admit, str(options.front), Pace(0.0))
-        self._greeting: dict[asyncio.Task[None], None] = {}
+        self._callers = Callers()
         self._serving: dict[asyncio.Task[None], None] = {}
         self._control: asyncio.Task[None] | None = None
+        self._pinged_s = 0.0
         self._front = Front(options.front, options.protocol)
 
     def status(self) -> GuardStatus:
@@ -99,7 +102,7 @@ class MemberEnd:
             self._started_s,
             self._options.term,
             (peer,),
-            refused=self.refused,
+            refused=self._callers.refused,
         )
 
     async def run(self) -> None:
@@ -108,6 +111,7 @@ class MemberEnd:
         tasks = [
             asyncio.create_task(lasting("following the certificate", self._follow_certificate)),
             asyncio.create_task(lasting("asking rpc-server", self._front.follow)),
+            asyncio.create_task(lasting("watching the host's guard", self._watch)),
             *(
                 asyncio.create_task(lasting("answering the door", partial(self._listen, listener)))
                 for listener in self._listeners
@@ -116,12 +120,21 @@ class MemberEnd:
         try:
             await asyncio.gather(*tasks)
         finally:
-            ending = [*tasks, *self._greeting, *self._serving]
+            await self._take_leave()
+            ending = [*tasks, *self._callers.tasks(), *self._serving]
             for task in ending:
                 task.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
             for listener in self._listeners:
                 listener.close()
+
+    async def _take_leave(self) -> None:
+        """rpc-server would die of a caller that is gone (SIGPIPE), be it this guard's question."""
+        if self._tally.link is not None:
+            self._tally.link.cut("this guard ends")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_S):
+                await self._front.seat.acquire()
 
     @property
     def _why_not(self) -> str:
@@ -133,27 +146,39 @@ class MemberEnd:
             await self._certificate.look(str(self._options.tls))
             await asyncio.sleep(_CERTIFICATE_LOOK_S)
 
+    async def _watch(self) -> None:
+        """Who is dead or cut off says so with nothing; who hangs up has its connections closed."""
+        while True:
+            due_s = monotonic() + _WATCH_S
+            await asyncio.sleep(_WATCH_S)
+            now_s, link = monotonic(), self._tally.link
+            if now_s - due_s >= _LATE_S:
+                self._pinged_s = now_s
+            if link is not None and now_s - max(self._pinged_s, link.host_heard_s) > SILENT_S:
+                why = f"the host's guard said nothing for {SILENT_S:g} s"
+                self._tally.silence(why)
+                link.cut(why)
+
     async def _listen(self, listener: socket.socket) -> None:
         while True:
             try:
                 connection = await accept(listener)
             except OSError as error:
-                _log.warning("cannot take a connection", error=str(error))
+                self._callers.refuse("", f"cannot take a connection: {error}")
                 await asyncio.sleep(_AGAIN_S)
                 continue
-            if len(self._greeting) >= _MOST_STRANGERS:
-                next(iter(self._greeting)).cancel()
-            task = asyncio.create_task(self._greet(connection))
-            self._greeting[task] = None
+            address = address_of(connection)
+            task = asyncio.create_task(self._greet(connection, address))
+            self._callers.add(task, address)
             task.add_done_callback(self._forget)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        self._greeting.pop(task, None)
+        self._callers.leave(task)
         self._serving.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("a connection failed", error=repr(error))
 
-    async def _greet(self, connection: socket.socket) -> None:
+    async def _greet(self, connection: socket.socket, address: str) -> None:
         wire = Wire(connection)
         try:
             try:
@@ -168,25 +193,17 @@ class MemberEnd:
                         raise ValueError(problem)
                     greeting = decode(await wire.line(), Greeting)
             except (OSError, EOFError, ValueError, TimeoutError) as error:
-                self._refuse(_why(error))
+                self._callers.refuse(address, _why(error))
                 return
             task = asyncio.current_task()
             assert task is not None
-            self._greeting.pop(task, None)
+            self._callers.leave(task)
             self._serving[task] = None
-            await self._serve(wire, greeting)
-        except asyncio.CancelledError:
-            if len(self._greeting) >= _MOST_STRANGERS:
-                self._refuse("too many callers")
-            raise
+            await self._serve(wire, greeting, address)
         finally:
             wire.close()
 
-    def _refuse(self, why: str) -> None:
-        self.refused += 1
-        _log.debug("caller sent away", why=why)
-
-    async def _serve(self, wire: Wire, greeting: Greeting) -> None:
+    async def _serve(self, wire: Wire, greeting: Greeting, address: str) -> None:
         problem = refusal(self._door, greeting)
         if not problem and greeting.want is Want.RPC:
             problem = self._why_not
@@ -196,14 +213,13 @@ class MemberEnd:
         except (OSError, TimeoutError):
             return
         if problem:
-            self.refused += 1
-            _log.warning("the host's connection refused", want=greeting.want, problem=problem)
+            self._callers.refuse(address, f"the host's: {problem}")
         elif greeting.want is Want.CONTROL:
             await self._follow_host(wire, greeting)
         else:
             self._count(+1)
             try:
-                await self._carry(wire)
+                await self._carry(wire, address)
             finally:
                 self._count(-1)
 
@@ -211,7 +227,7 @@ class MemberEnd:
         self._door = replace(self._door, connections=self._door.connections + more)
 
     async def _follow_host(self, wire: Wire, greeting: Greeting) -> None:
-        """The control channel. Its end is the end of the group's connections."""
+        """The control channel. Its end is not that of the group's connections: see `_watch`."""
         mine = asyncio.current_task()
         former, self._control = self._control, mine
         if former is not None and former is not mine:
@@ -219,12 +235,14 @@ class MemberEnd:
         if self._door.group != greeting.group and self._tally.link is not None:
             self._tally.link.cut("the host's guard began anew")
         self._door = replace(self._door, group=greeting.group, controlled=True)
+        self._pinged_s = monotonic()
         _log.info("the host's guard is connected", host=self._options.admit, group=greeting.group)
         why = "the host's guard hung up"
         try:
             while True:
                 async with asyncio.timeout(SILENT_S):
                     ping = decode(await wire.line(), Ping)
+                    self._pinged_s = monotonic()
                     problem = self._why_not
                     await wire.write(
                         encode(Pong(ping.number, not problem, self._front.protocol, problem))
@@ -237,23 +255,23 @@ class MemberEnd:
             if self._control is mine:
                 self._control = None
                 self._door = replace(self._door, controlled=False)
-                link = self._tally.link
-                if link is not None:
-                    self._tally.silence(why)
-                    link.cut(why)
                 _log.info("the host's guard is gone", why=why)
 
-    async def _carry(self, wire: Wire) -> None:
+    async def _carry(self, wire: Wire, address: str) -> None:
         """Between the host's guard and rpc-server, from the first hello on."""
         try:
             async with asyncio.timeout(_FIRST_COMMAND_S):
                 first = await wire.exactly(HELLO_REQUEST_BYTES)
                 if not is_hello(first):
                     raise ValueError("it does not begin with a hello")
+            if self._tally.link is not None:
+                # The host's guard has one at a time: for it the former is over.
+                self._tally.link.cut("the host's guard opened another connection")
             async with asyncio.timeout(_SEAT_S):
                 await self._front.seat.acquire()
         except (OSError, EOFError, ValueError, TimeoutError) as error:
-            self._refuse(str(error) or "no hello in time, or rpc-server is busy")
+            why = str(error) or "no hello in time, or rpc-server is busy"
+            self._callers.refuse(address, why)
             return
         try:
             await self._carry_on(wire, first + wire.rest())
@@ -289,6 +307,7 @@ class MemberEnd:
         elif ended.by is None:
             _log.warning("connection broken off", why=ended.why)
             self._tally.last_trouble = ended.why
+            self._front.ask_again()
 
     def _lost(self, why: str) -> None:
         self._tally.loss(why)

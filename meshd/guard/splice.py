@@ -43,6 +43,7 @@ class Flow:
     """One direction.
 
     :ivar moved_bytes: taken by the target's socket.
+    :ivar heard_s: when the source last said something.
     :ivar blocked: the target takes no more for now.
     """
 
@@ -61,6 +62,7 @@ class Flow:
         :param on_taken: hears that bytes moved which the target had not taken before.
         """
         self.moved_bytes = 0
+        self.heard_s = monotonic()
         self.blocked = False
         self._loop = asyncio.get_running_loop()
         self._source, self._target = source, target
@@ -81,6 +83,9 @@ class Flow:
         if first:
             self._buffer[: len(first)] = first
             self._take(len(first))
+        if self._encrypted and not self._closed and not self.blocked:
+            # What came in one record with what was read already: no event tells of it.
+            self._readable()
 
     def stop(self) -> None:
         """The sockets are the caller's to close, after this."""
@@ -124,8 +129,9 @@ class Flow:
         return self._take(filled) and more
 
     def _take(self, filled: int) -> bool:
+        self.heard_s = now_s = monotonic()
         try:
-            wanted = self._meter(self._buffer[self._filled : filled], monotonic())
+            wanted = self._meter(self._buffer[self._filled : filled], now_s)
         except BrokenTalkError as error:
             self._end(None, str(error))
             return False

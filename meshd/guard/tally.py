@@ -55,7 +55,7 @@ class Tally:
     ) -> PeerStatus:
         link = self.link
         talk = link.conversation if link else None
-        waiting = talk.waiting(blocked=link.blocked) if talk and link else None
+        waiting = link.waiting() if link else None
         busy = talk is not None and waiting is not None and waiting.since_s is not None
         return PeerStatus(
             node=self.node,

@@ -116,7 +116,11 @@ class Way:
     def watch(self, now_s: float) -> None:
         """Look whether something fell silent; called ten times a second."""
         link = self._tally.link
-        if self._heard_s is not None and now_s - self._heard_s > SILENT_S:
+        heard_s = self._heard_s
+        if heard_s is not None and link is not None:
+            # Who answers calls is there, whatever has become of the control channel.
+            heard_s = max(heard_s, link.member_heard_s)
+        if heard_s is not None and now_s - heard_s > SILENT_S:
             self._heard_s = None
             why = f"the member's guard said nothing for {SILENT_S:g} s"
             self._away(why)
@@ -124,11 +128,18 @@ class Way:
                 self._give_up(link, why)
         elif link is not None:
             talk = link.conversation
-            why = lost(talk.waiting(blocked=link.blocked), talk.pace, now_s)
+            why = lost(link.waiting(), talk.pace, now_s)
             if why:
                 self._give_up(link, f"rpc-server: {why}")
             else:
                 self._hurry(link, now_s)
+
+    def overslept(self, now_s: float) -> None:
+        """After this process stood still: what was said meanwhile is still to be read."""
+        if self._heard_s is not None:
+            self._heard_s = now_s
+        if self._tally.link is not None:
+            self._tally.link.conversation.taken(now_s)
 
     def _hurry(self, link: Link, now_s: float) -> None:
         """A client that asks for nothing must not keep others out."""

@@ -12,11 +12,10 @@ import struct
 from contextlib import suppress
 
 from meshd.gateway.listen import Address
-from meshd.gateway.patient_socket import set_patience
 from meshd.guard.greeting import LINE_BYTES
 
-# Sent data may stay unacknowledged for so long; the control channel notices a silent peer sooner.
-_PATIENCE_MS = 10_000
+# Of an idle connection; the control channel notices a silent peer sooner.
+_KEEPALIVE_S, _KEEPALIVES = 5, 3
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -114,8 +113,7 @@ async def connect(address: Address) -> Wire:
     for family, kind, protocol, _, place in found:
         connection = socket.socket(family, kind, protocol)
         try:
-            connection.setblocking(False)
-            set_patience(connection, _PATIENCE_MS)
+            _prepare(connection)
             await loop.sock_connect(connection, place)
         except OSError as error:
             connection.close()
@@ -133,12 +131,19 @@ async def accept(listener: socket.socket) -> socket.socket:
     loop = asyncio.get_running_loop()
     connection, _ = await loop.sock_accept(listener)
     try:
-        connection.setblocking(False)
-        set_patience(connection, _PATIENCE_MS)
+        _prepare(connection)
     except OSError:
         connection.close()
         raise
     return connection
+
+
+def address_of(connection: socket.socket) -> str:
+    """Of the other end, without its port; "" when it is gone already."""
+    try:
+        return str(connection.getpeername()[0])
+    except OSError:
+        return ""
 
 
 def encrypt(connection: socket.socket, context: ssl.SSLContext, name: str | None) -> Wire:
@@ -151,6 +156,18 @@ def encrypt(connection: socket.socket, context: ssl.SSLContext, name: str | None
             do_handshake_on_connect=False,
         )
     )
+
+
+def _prepare(connection: socket.socket) -> None:
+    """No TCP_USER_TIMEOUT: it would also end a connection whose other end takes nothing for a
+    while (tcp(7)), and an rpc-server takes nothing while it computes.
+    """
+    connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _KEEPALIVE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVES)
 
 
 async def _ready(connection: socket.socket, *, write: bool) -> None:

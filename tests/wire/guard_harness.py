@@ -208,10 +208,10 @@ class Split:
         )  # fmt: skip
 
     @asynccontextmanager
-    async def llama_when_reached(self) -> AsyncIterator[Child]:
+    async def llama_when_reached(self, *options: str) -> AsyncIterator[Child]:
         """A llama-server that answers, once there is a way to the member."""
         await self.wait_host(lambda peer: peer.reached, "the member to be reached", START_S)
-        async with self.llama() as llama:
+        async with self.llama(*options) as llama:
             await self.healthy(llama)
             yield llama
 
@@ -354,43 +354,62 @@ async def guarded(engine: Place, folder: Path, **host: float) -> AsyncIterator[R
 
 
 class Cable:
-    """A relay that can fall silent. :ivar swallow: bytes are taken, and go nowhere."""
+    """A relay that can fall silent. :ivar swallow: bytes are taken, and go nowhere.
+
+    :ivar swallowed: likewise, of single connections, by their number from 0.
+    :ivar connections: so far.
+    """
 
     def __init__(self, target: int) -> None:
         self.swallow = False
+        self.swallowed: set[int] = set()
+        self.connections = 0
         self.port = 0
         self._target = target
-        self._open: set[asyncio.Task[None]] = set()
+        self._open: dict[asyncio.Task[None], int] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._open.add(task)
+        number = self._open[task] = self.connections
+        self.connections += 1
         ends = [writer]
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self._target)
             ends.append(back)
-            await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+            await asyncio.gather(
+                self._copy(number, reader, back), self._copy(number, there, writer)
+            )
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            self._open.discard(task)
+            del self._open[task]
             for end in ends:
                 end.transport.abort()
 
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    @property
+    def open(self) -> list[int]:
+        """Numbers; of guards the first is the control channel, and the last carries RPC."""
+        return sorted(self._open.values())
+
+    def _swallows(self, number: int) -> bool:
+        return self.swallow or number in self.swallowed
+
+    async def _copy(
+        self, number: int, source: asyncio.StreamReader, target: asyncio.StreamWriter
+    ) -> None:
         while data := await source.read(1 << 16):
-            if not self.swallow:
+            if not self._swallows(number):
                 target.write(data)
                 await target.drain()
         # An end is no byte: on a cut cable it does not arrive either.
-        if self.swallow:
+        if self._swallows(number):
             await asyncio.get_running_loop().create_future()
         target.close()
 
-    async def cut(self) -> None:
-        """End all that is open."""
-        ending = list(self._open)
+    async def cut(self, number: int | None = None) -> None:
+        """End all that is open, or one of it."""
+        ending = [task for task, one in self._open.items() if number in (None, one)]
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)

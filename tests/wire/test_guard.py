@@ -145,7 +145,7 @@ async def test_a_second_llama_server_of_the_same_host_does_not_harm_the_first(
 ) -> None:
     async with guarded(engine, tmp_path) as up, up.split.llama("--context-shift") as first:
         await up.split.healthy(first)
-        async with up.split.stream() as stream, up.split.llama(port=free_port()) as second:
+        async with up.split.stream(100_000) as stream, up.split.llama(port=free_port()) as second:
             await stream.past(20)
             async with asyncio.timeout(30):
                 await second.process.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from meshd.guard.allowance import (
@@ -90,6 +92,13 @@ def test_more_than_one_computation_for_an_answer() -> None:
     assert allowance_s(Work(3, 40_000, computed=True), pace) == pytest.approx(
         3 * allowance_s(TOKEN, pace)
     )
+
+
+def test_a_first_computation_may_compile_a_gpus_programs() -> None:
+    first = replace(TOKEN, computed=False)
+    assert allowance_s(first, Pace(0.1)) > LOADING_FLOOR_S
+    assert allowance_s(first, after(Pace(0.1), (TOKEN, 0.05)).anew()) == LOADING_FLOOR_S
+    assert allowance_s(TOKEN, after(Pace(0.1), (TOKEN, 0.05))) == FLOOR_S
 
 
 def test_what_was_learned_outlives_a_connection_but_the_next_one_loads_first() -> None:
