@@ -34,7 +34,8 @@ _FADE = 0.98
 class Work:
     """What has been asked for since the last answer.
 
-    :ivar graphs: computations. :ivar moved_bytes: of tensors that were sent.
+    :ivar graphs: computations that may not be done yet.
+    :ivar moved_bytes: of tensors that were sent, for each computation.
     :ivar stored_bytes: of memory that the server has to get, clear, or fill by itself.
     :ivar computed: the connection has answered a computation before.
     """
@@ -115,7 +116,7 @@ def lost(waiting: Waiting, pace: Pace, now_s: float) -> str:
     if silent_s <= allowed_s:
         return ""
     work = waiting.work
-    what = f"{work.graphs} computations on {work.moved_bytes / 1000:.0f} kB"
+    what = f"{work.graphs} computations on {work.moved_bytes / 1000:.0f} kB each"
     return f"no byte for {silent_s:.1f} s, {allowed_s:.1f} s are allowed for {what}"
 
 

@@ -33,6 +33,10 @@ _FOUR = struct.Struct("<4I")
 _SIZE_AFTER_DEVICE = struct.Struct("<4xQ")
 # llama-server waits for each answer before its next call that has one.
 _MOST_CALLS = 256
+# Between this guard and rpc-server: two sockets' buffers a hop (tcp(7): tcp_rmem and tcp_wmem), and
+# the guards' own. What was sent before was read, and rpc-server reads on when it has computed.
+IN_FLIGHT_BYTES = 24_000_000
+_MOST_GRAPHS = 1024
 
 
 class BrokenTalkError(Exception):
@@ -74,7 +78,10 @@ class Conversation:
         self._on_call = on_call
         self._open: deque[_Call] = deque()
         self._progress_s = now_s
+        # Since the last answer: how many, and where in all that was sent the last of them ended.
         self._graphs = 0
+        self._graph_ends: deque[int] = deque(maxlen=_MOST_GRAPHS)
+        self._sent_bytes = 0
         self._moved_bytes = self._stored_bytes = 0
         self._buffer_bytes = 0
         self._greeted = False
@@ -127,6 +134,7 @@ class Conversation:
         """
         self._progress_s = now_s
         at, end = 0, len(data)
+        self._sent_bytes += end
         while at < end:
             rule = self._rule
             if rule is None:
@@ -178,7 +186,11 @@ class Conversation:
 
     @property
     def _work(self) -> Work:
-        return Work(self._graphs, self._moved_bytes, self._stored_bytes, self.pace.computed)
+        ends, read_bytes = self._graph_ends, self._sent_bytes - IN_FLIGHT_BYTES
+        while len(ends) > 1 and ends[0] < read_bytes:
+            ends.popleft()
+        moved_bytes = self._moved_bytes // max(1, self._graphs)
+        return Work(len(ends), moved_bytes, self._stored_bytes, self.pace.computed)
 
     def _begin(self, number: int, length: int) -> Rule:
         if number >= len(RULES):
@@ -208,6 +220,7 @@ class Conversation:
             self._urgent = True
             if rule.graph:
                 self._graphs += 1
+                self._graph_ends.append(self._sent_bytes)
             elif self._kept is not None:
                 self._read(rule.command, self._kept)
                 self._kept = None
@@ -244,6 +257,7 @@ class Conversation:
             self._answer = bytearray()
         self.pace = learned(self.pace, self._work, now_s - self._progress_s)
         self._graphs = self._moved_bytes = self._stored_bytes = 0
+        self._graph_ends.clear()
         self._answering = True
         self._answer_left = self._answer_size = length
 

@@ -10,7 +10,7 @@ import pytest
 
 from meshd.guard.allowance import IDLE, Pace
 from meshd.guard.commands import Command, Rule
-from meshd.guard.conversation import BrokenTalkError, Conversation
+from meshd.guard.conversation import IN_FLIGHT_BYTES, BrokenTalkError, Conversation
 from tests.unit.guard.recorded import connection
 
 HELLO = struct.pack("<BQ", 14, 24) + bytes(24)
@@ -99,6 +99,20 @@ def test_work_is_what_was_sent_since_the_last_answer() -> None:
     work = heard.talk.waiting(blocked=False).work
     assert (work.graphs, work.moved_bytes, work.computed) == (0, 0, True)
     assert heard.talk.pace.longest_s[(1000).bit_length()] == 2.0
+
+
+def test_computations_before_what_the_buffers_hold_are_done() -> None:
+    """A long prompt has one answer, at its end: it must not wait for all of its micro-batches."""
+    talk = greeted().talk
+    inputs = memoryview(request(6, bytes(8_000_000)))
+    for _ in range(50):
+        talk.sent(inputs, 1.0)
+        talk.sent(memoryview(request(16, bytes(12))), 1.0)
+    work = talk.waiting(blocked=True).work
+    assert (work.graphs, work.moved_bytes) == (IN_FLIGHT_BYTES // 8_000_000, 8_000_000)
+    for _ in range(5):
+        talk.sent(inputs, 1.0)
+    assert talk.waiting(blocked=True).work.graphs == 1
 
 
 def test_memory_that_the_server_has_to_get_or_fill_counts() -> None:
