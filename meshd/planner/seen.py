@@ -63,7 +63,9 @@ def see(record: NodeRecord) -> Seen:
     pools = {one.id: RAM if one.unified else one.id for one in record.devices}
     plannable = {one.id: one.plannable_bytes for one in record.devices}
     paces = device_paces(record, lent=True)
-    shared = next((one.id for one in record.devices if one.unified), RAM)
+    # The fastest of those that share it: in what order a record names them says nothing.
+    unified = (one.id for one in record.devices if one.unified)
+    shared = min(unified, key=lambda device: (-paces[device].bytes_s, device), default=RAM)
     places = sorted(
         (
             Place(one.id, pools[one.id], plannable.get(pools[one.id], 0), paces[one.id])
