@@ -176,8 +176,13 @@ def rpc_server(engine: Place) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 async def test_an_engine_whose_peer_is_frozen_stalls_behind_a_healthy_health(
-    server: Path, folder: Path, rpc_server: tuple[subprocess.Popen[bytes], int]
+    server: Path,
+    folder: Path,
+    rpc_server: tuple[subprocess.Popen[bytes], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # On a fast machine the answer would be at its end before it had been looked at twice.
+    monkeypatch.setattr("meshd.health._READY_INTERVAL_S", 0.1)
     peer, port = rpc_server
     options = ("--metrics", "--rpc", f"127.0.0.1:{port}", "--device", "RPC0", "-ngl", "all")
     body = {"prompt": "def ", "n_predict": -1, "ignore_eos": True, "stream": True}
