@@ -26,6 +26,8 @@ MODELS = cluster.model(replicas=2, nodes="[ada, bob]") + cluster.model(
 # moment when all suspect the node.
 REPLACED_S = 10.0
 SUSPECT_S = 3.0
+# The test looks through `nsenter`, on processors that four nodes share.
+LOOK_S = 1.0
 # So long a node may be away without a word before it is given up: Zenoh's lease and the grace.
 GRACE_S = 5.5
 
@@ -47,10 +49,17 @@ def texts(nodes: Cluster) -> dict[str, str]:
 def nodes(booted: Cluster) -> Cluster:
     """All well, and `small` at home: on bob."""
     booted.put_right(texts(booted))
-    astray = [node for node in booted.where("small") if node.name != "bob"]
-    for node in astray:
-        node.systemctl("stop", "mesh.target", timeout_s=60)
-    wait(lambda: home(booted), 60, "small to run on bob alone", every_s=0.2)
+    astray: list[Node] = []
+
+    def brought_home() -> bool:
+        # While bob boots, another that stands by may be the next to take it.
+        for node in booted.where("small"):
+            if node.name != "bob" and node not in astray:
+                node.systemctl("stop", "mesh.target", timeout_s=60)
+                astray.append(node)
+        return home(booted)
+
+    wait(brought_home, 60, "small to run on bob alone", every_s=0.2)
     for node in astray:
         node.systemctl("start", "mesh.target", timeout_s=60)
     booted.settled()
@@ -135,7 +144,7 @@ def test_a_killed_node_is_missed_and_replaced_while_requests_run(
     (heir,) = nodes.where("small")
     loading_s = back_at - engine_started_at(heir, "small")
     outage("kill -9 of a node", back_at - blow_at, loading_s, measured)
-    assert suspected_s <= SUSPECT_S
+    assert suspected_s <= SUSPECT_S + LOOK_S
     assert stream.good, f"another node's stream: {stream}"
     assert stream.node == "ada"
     for answer in answers:
@@ -295,7 +304,7 @@ def test_a_hung_brain_is_replaced_and_comes_back(nodes: Cluster, measured: Measu
     measured("SIGSTOP of meshd to suspect everywhere", suspected_s)
     measured("SIGSTOP of meshd to all models served by others", replaced_s)
     measured("SIGCONT of meshd to equal views", healed_s)
-    assert suspected_s <= SUSPECT_S
+    assert suspected_s <= SUSPECT_S + LOOK_S
     small_by_dora = by_dora[1]
     for load in (*by_bob, by_dora[0]):
         assert not load.failed, [str(one) for one in load.failed]
@@ -339,7 +348,7 @@ def test_a_hung_node_is_replaced_and_comes_back(nodes: Cluster, measured: Measur
     measured("a frozen node: to suspect everywhere", suspected_s)
     measured("a frozen node: thawed to equal views", healed_s)
     outage("a frozen node", back_at - blow_at, loading_s, measured)
-    assert suspected_s <= SUSPECT_S
+    assert suspected_s <= SUSPECT_S + LOOK_S
     for answer in answers:
         assert answer.good, f"a request without a byte yet: {answer}"
     assert not tiny_by_dora.failed, [str(one) for one in tiny_by_dora.failed]

@@ -57,7 +57,7 @@ def test_a_stranger_is_in_a_mesh_of_its_own(booted: Cluster) -> None:
     (eve,) = booted.strangers
     mesh.settled(eve)
     assert statuses(eve) == {"eve": "alive"}
-    assert serving(eve) == {"eve": frozenset(cluster.MODELS)}
+    wait(lambda: serving(eve) == {"eve": frozenset(cluster.MODELS)}, 60, "eve to serve both models")
     for node in booted.nodes:
         assert "eve" not in statuses(node)
     # Her gateway serves what she runs; ours never ask her.

@@ -126,9 +126,7 @@ def wait_split(
 ) -> Split:
     """Wait until there is one and it answers through its spare node."""
     try:
-        wait(lambda: find(nodes, among), timeout_s, "a split", every_s=0.2)
-        split = find(nodes, among)
-        assert split is not None, "it is gone again"
+        split = wait(lambda: find(nodes, among), timeout_s, "a split", every_s=0.2)
         spare = split.spare
         answers = f"an answer through {spare.name}"
         wait(lambda: inside.chat(spare, MODEL, timeout_s=timeout_s).good, timeout_s, answers)
