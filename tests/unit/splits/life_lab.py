@@ -11,15 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from meshd import pipeline
 from meshd.mesh.record import LeaseStage, NodeRecord, Part
 from meshd.mesh.view import MemberView, MeshView, Status
-from meshd.mesh_share import Around
-from meshd.own_record import Moving, Self
 from meshd.paths import Paths, under
 from meshd.pipeline import Proposal
 from meshd.seeding.wish import SeedStage, SeedState
-from meshd.split_share import Splits, addresses_of
 from meshd.units.render import render_dropin
 from meshd.units.spec import EngineKind, EngineSpec, EngineState, EngineStatus
 from tests.unit.splits.split_lab import LOAD_S, SEED_S, STEP_S, Box, Process, SplitLab
@@ -152,31 +148,9 @@ class LifeBox(Box):
         if inputs == self.looked and self.lab.now_s < self.look_s:
             return
         self.looked = inputs
-        running = pipeline.with_residency(self.running, engines, self.answers)
-        now = pipeline.engines_now(running, engines, self.last)
-        troubles = self.watch.look(
-            [one.decision for one in running if one.decision.links], view, guards
-        )
-        own = view.member(self.id)
-        around = Around(
-            self=Self(self.id, (f"{self.id}.lab:9338",), "s"),
-            view=view,
-            calm_s=10.0,
-            own=self.deeds.own(now),
-            terms=dict(self.deeds.terms),
-            drained=self.deeds.drained(None),
-            moving=Moving(rtt=self.lab.rtt(self.id), draining=self.draining),
-            before=own.record if own else None,
-            early=early,
-            splits=Splits(self.lent, guards, seeds, troubles, addresses_of(view, {})),
-        )
-        proposal = pipeline.propose(
-            self.config, self.observation, engines, running, self.paths, around
-        )
+        proposal = self.think(view, engines, guards, seeds, early=early, draining=self.draining)
         assert proposal.share is not None
-        self.last, self.running, self.lent = proposal, proposal.running, proposal.lent
-        self.record = proposal.share.record
-        self.deeds.took(self.record.assignments)
+        assert self.record is not None
         again_s = proposal.share.again_s
         self.look_s = self.lab.now_s + min(_LOOK_S, _LOOK_S if again_s is None else again_s)
         self.lab.checks.said(self, self.record)

@@ -124,10 +124,22 @@ class Box:
 
     def step(self) -> None:
         view = self.lab.view(self.id)
-        engines = self.engines()
+        early = self.lab.now_s - self.born_s < 1.0
+        self._apply(self.think(view, self.engines(), self.guards(), self.seeds(), early=early))
+
+    def think(
+        self,
+        view: MeshView,
+        engines: tuple[EngineStatus, ...],
+        guards: dict[str, GuardStatus],
+        seeds: dict[str, SeedState],
+        *,
+        early: bool,
+        draining: bool = False,
+    ) -> Proposal:
+        """One pass, remembered and said, and not carried out yet."""
         running = pipeline.with_residency(self.running, engines, self.answers)
         now = pipeline.engines_now(running, engines, self.last)
-        guards = self.guards()
         troubles = self.watch.look(
             [one.decision for one in running if one.decision.links], view, guards
         )
@@ -139,10 +151,10 @@ class Box:
             own=self.deeds.own(now),
             terms=dict(self.deeds.terms),
             drained=self.deeds.drained(None),
-            moving=Moving(rtt=self.lab.rtt(self.id)),
+            moving=Moving(rtt=self.lab.rtt(self.id), draining=draining),
             before=own.record if own else None,
-            early=self.lab.now_s - self.born_s < 1.0,
-            splits=Splits(self.lent, guards, self.seeds(), troubles, addresses_of(view, {})),
+            early=early,
+            splits=Splits(self.lent, guards, seeds, troubles, addresses_of(view, {})),
         )
         paths = under(Path("/lab") / self.id)
         proposal = pipeline.propose(self.config, self.observation, engines, running, paths, around)
@@ -150,7 +162,7 @@ class Box:
         self.last, self.running, self.lent = proposal, proposal.running, proposal.lent
         self.record = proposal.share.record
         self.deeds.took(self.record.assignments)
-        self._apply(proposal)
+        return proposal
 
     def _apply(self, proposal: Proposal) -> None:
         for action in proposal.actions:
