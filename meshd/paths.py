@@ -87,6 +87,16 @@ class Paths:
         """Tensors that rpc-servers need not be sent; written by the brain, read by engines."""
         return self.state / "rpc-cache"
 
+    @property
+    def experts(self) -> Path:
+        """Rankings of experts, logits to measure shards with, and what shards lose."""
+        return self.state / "experts"
+
+    @property
+    def shards(self) -> Path:
+        """Models with a part of their experts; written by the brain, read by engines."""
+        return self.state / "shards"
+
     def guard_socket(self, instance: str) -> Path:
         """Where a guard answers `GET /status` and `GET /metrics`."""
         return self.guards / instance / "guard.sock"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
@@ -24,6 +23,7 @@ TALLIES: pytest.StashKey[dict[str, tiers.Tally]] = pytest.StashKey()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TALLIES] = {}
+    config.pluginmanager.register(Counter(config.stash[TALLIES]))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if tier is None or tier.name == "unit":
             continue
         item.add_marker(getattr(pytest.mark, tier.name))
+        if tier.tries_again:
+            item.add_marker(pytest.mark.flaky(reruns=1))
         if tier.timeout_s and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(tier.timeout_s))
         reason = tier.obstacle()
@@ -43,21 +45,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"{tier.name} tier {reason}"))
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    tier = tiers.tier_of(item.path)
-    if tier is not None:
-        tally = item.config.stash[TALLIES].setdefault(tier.name, tiers.Tally())
-        count(tally, report)
-    return report
+class Counter:
+    """Counts what is told of each test in the end: a try that was made again is none."""
+
+    def __init__(self, tallies: dict[str, tiers.Tally]) -> None:
+        self._tallies = tallies
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        tier = tiers.tier_of(tiers.TESTS.parent / report.location[0])
+        if tier is not None:
+            count(self._tallies.setdefault(tier.name, tiers.Tally()), report)
 
 
 def count(tally: tiers.Tally, report: pytest.TestReport) -> None:
     """One test has up to three reports; it passes by its call, and fails or is skipped by any."""
-    if report.failed:
+    if report.outcome == "rerun":
+        tally.again += 1
+    elif report.failed:
         tally.failed += 1
     elif report.skipped:
         # (path, line, "Skipped: why") for a skip, a wasxfail attribute for an expected failure

@@ -15,11 +15,16 @@ TESTS = Path(__file__).resolve().parent
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One tier. :ivar obstacle: says why it cannot run on this machine, or None when it can."""
+    """One tier. :ivar obstacle: says why it cannot run on this machine, or None when it can.
+
+    :ivar tries_again: what fails is tried once more, and listed as that: real processes on a
+        machine that others use as well. A fault of ours fails twice.
+    """
 
     name: str
     obstacle: Callable[[], str | None]
     timeout_s: int | None = None
+    tries_again: bool = False
 
 
 def nothing() -> str | None:
@@ -62,9 +67,9 @@ def no_lab() -> str | None:
 TIERS = (
     Tier("unit", nothing),
     Tier("sim", nothing, timeout_s=600),
-    Tier("wire", nothing),
+    Tier("wire", nothing, tries_again=True),
     # The first test of a cold run also builds the lab root (about two minutes).
-    Tier("lab", no_lab, timeout_s=600),
+    Tier("lab", no_lab, timeout_s=600, tries_again=True),
     Tier("image", no_debian_root, timeout_s=1200),
 )
 
@@ -79,11 +84,15 @@ def tier_of(path: Path) -> Tier | None:
 
 @dataclass(slots=True)
 class Tally:
-    """Results of one tier in this run. :ivar reasons: why tests were skipped, and how many."""
+    """Results of one tier in this run. :ivar reasons: why tests were skipped, and how many.
+
+    :ivar again: how many tries were made again.
+    """
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    again: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
 
     def skip(self, reason: str) -> None:
@@ -92,6 +101,8 @@ class Tally:
 
     def line(self, name: str) -> str:
         text = f"{name}: {self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+        if self.again:
+            text += f", {self.again} tried again"
         if self.reasons:
             causes = (f"{count}x {reason}" for reason, count in self.reasons.items())
             text += f" ({'; '.join(causes)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from meshd.config.durations import format_duration, parse_duration
@@ -19,7 +19,6 @@ from meshd.config.settings import (
     ModelSettings,
     NodeSettings,
     Preset,
-    Quality,
     Replicas,
     Reserve,
     Role,
@@ -27,6 +26,7 @@ from meshd.config.settings import (
     TlsSettings,
 )
 from meshd.config.sizes import format_size, parse_size
+from meshd.quality import EXACT, Budget
 
 Section = Mapping[str, Any]
 
@@ -57,10 +57,11 @@ def to_data(config: Config) -> dict[str, Any]:
                 "context": model.context,
                 "slots": model.slots,
                 "replicas": {"min": model.replicas.min, "max": model.replicas.max},
-                "quality": str(model.quality),
+                "quality": _quality_data(model.quality),
                 "aliases": list(model.aliases),
                 "nodes": _auto_or_list(model.nodes),
                 "split": str(model.split),
+                "calibration": dict(model.calibration),
             }
             for model in config.models
         ],
@@ -197,7 +198,9 @@ def _model(data: Section) -> ModelSettings:
     if "replicas" in given:
         given["replicas"] = _replicas(given["replicas"])
     if "quality" in given:
-        given["quality"] = Quality(given["quality"])
+        given["quality"] = _quality(given["quality"])
+    if "calibration" in given:
+        given["calibration"] = tuple(sorted(given["calibration"].items()))
     if "aliases" in given:
         given["aliases"] = tuple(given["aliases"])
     if given.get("nodes", "auto") != "auto":
@@ -205,6 +208,15 @@ def _model(data: Section) -> ModelSettings:
     if "split" in given:
         given["split"] = Split(given["split"])
     return ModelSettings(**given)
+
+
+def _quality(data: str | Section) -> Budget:
+    return EXACT if isinstance(data, str) else Budget(**data)
+
+
+def _quality_data(budget: Budget) -> str | Section:
+    bounds = {name: bound for name, bound in asdict(budget).items() if bound is not None}
+    return bounds or str(budget)
 
 
 def _replicas(data: Section) -> Replicas:

@@ -10,7 +10,7 @@ from meshd.config import split_ports
 from meshd.config.addresses import Address, parse_address
 from meshd.config.durations import format_duration
 from meshd.config.findings import Finding, Mark, Severity, did_you_mean, finding, quoted
-from meshd.config.settings import MIB, Config, ModelSettings, Quality
+from meshd.config.settings import MIB, Config, ModelSettings
 from meshd.config.tree import Entry, ListNode, MapNode, Node, Path, Scalar
 
 _BODY_BYTES = (64 * 1024, 4096 * MIB)
@@ -117,9 +117,6 @@ def _model(model: ModelSettings, index: int, book: _Book) -> None:
     if model.nodes != "auto" and least > len(model.nodes):
         message = f"{least} replicas do not fit on {len(model.nodes)} nodes"
         book.say((*here, "replicas", "min"), message, "name more nodes, or ask for fewer replicas")
-    if model.quality is not Quality.EXACT:
-        message = f"quality {model.quality} has no effect: this version serves every model exactly"
-        book.say((*here, "quality"), message, severity=Severity.NOTE)
     if isinstance(model.context, int):
         _context(model.context, model.slots, here, book)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from meshd.quality import EXACT, Budget
+
 MIB = 1024 * 1024
 
 Auto = Literal["auto"]
@@ -19,14 +21,6 @@ class Role(StrEnum):
     SERVE = "serve"
     STANDBY = "standby"
     CLIENT = "client"
-
-
-class Quality(StrEnum):
-    """What a model may lose to be served at all: exact, or a bounded rise in perplexity."""
-
-    EXACT = "exact"
-    HIGH = "high"
-    FAIR = "fair"
 
 
 class Preset(StrEnum):
@@ -117,6 +111,8 @@ class ModelSettings:
     """:ivar source: absolute path, or a path or glob searched in node.model_dirs.
 
     :ivar nodes: names or ids of the only nodes that may run it; auto for any.
+    :ivar calibration: kinds of text that its experts are ranked by and its shards are measured on
+        beside the shipped ones: name and absolute path of a text file.
     """
 
     name: str
@@ -124,10 +120,11 @@ class ModelSettings:
     context: Auto | int = "auto"
     slots: Auto | int = "auto"
     replicas: Replicas = Replicas()
-    quality: Quality = Quality.EXACT
+    quality: Budget = EXACT
     aliases: tuple[str, ...] = ()
     nodes: Auto | tuple[str, ...] = "auto"
     split: Split = Split.AUTO
+    calibration: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from meshd.quality import Fidelity
+
 SCHEMA = 1
 RECORD_MAX_BYTES = 16 * 1024
 
@@ -119,6 +121,7 @@ class Offer:
         code may say that some node is faster alone.
     :ivar parts: of a pipeline that this node would be the host of, all of them; `memory` is what
         it takes of the host itself.
+    :ivar measured: of an expert shard: what it loses; `fingerprint` is the whole model's.
     """
 
     model: str
@@ -133,6 +136,7 @@ class Offer:
     code: str = ""
     problem: str = ""
     parts: tuple[Part, ...] = ()
+    measured: tuple[Fidelity, ...] = ()
 
 
 class Stage(StrEnum):
@@ -154,6 +158,8 @@ class Assignment:
     :ivar settled: it has run for the minimum dwell and may be given up.
     :ivar load_s: while it loads: how long that takes by what the node measured, 0 when unknown.
     :ivar parts: of a split whose host this node is.
+    :ivar shard: key of the expert shard that serves it, "" for the whole model; `measured` is what
+        that one loses.
     """
 
     model: str
@@ -168,6 +174,8 @@ class Assignment:
     detail: str = ""
     load_s: float = 0.0
     parts: tuple[Part, ...] = ()
+    shard: str = ""
+    measured: tuple[Fidelity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +217,46 @@ class Lease:
     port: int = 0
     progress: float = 0.0
     detail: str = ""
+
+
+class ShardStage(StrEnum):
+    """How far a node's shard is. WANTED: it has room and waits for a ranking, or for others.
+
+    MAKING: written or measured just now. READY: it may serve. REFUSED: it loses more than is
+    allowed, or could not be made.
+    """
+
+    WANTED = "wanted"
+    RANKING = "ranking"
+    MAKING = "making"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """A node's part in serving a mixture of experts from shards.
+
+    :ivar capacity: experts a layer that it has room for; what the shards are planned by.
+    :ivar ranking: hash of the ranking of this model that it has, "" without one.
+    :ivar key: of its shard, "" before it is known; `experts` a layer it keeps, and `mass` of the
+        choices on the calibration text.
+    :ivar progress: of the stage, 0 to 1, in steps of a tenth.
+    :ivar logits: it has the whole model's logits for others to measure with.
+    """
+
+    model: str
+    fingerprint: str
+    stage: ShardStage
+    capacity: int = 0
+    ranking: str = ""
+    key: str = ""
+    experts: int = 0
+    mass: float = 0.0
+    progress: float = 0.0
+    detail: str = ""
+    measured: tuple[Fidelity, ...] = ()
+    logits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +319,7 @@ class NodeRecord:
     assignments: tuple[Assignment, ...] = ()
     intents: tuple[Intent, ...] = ()
     leases: tuple[Lease, ...] = ()
+    shards: tuple[ShardRecord, ...] = ()
     load: tuple[ModelLoad, ...] = ()
     rtt: tuple[RttRecord, ...] = ()
     doctor: DoctorSummary | None = None
@@ -279,6 +328,9 @@ class NodeRecord:
 
     def offer(self, model: str) -> Offer | None:
         return next((offer for offer in self.offers if offer.model == model), None)
+
+    def shard(self, model: str) -> ShardRecord | None:
+        return next((one for one in self.shards if one.model == model), None)
 
     def assignment(self, model: str) -> Assignment | None:
         return next((one for one in self.assignments if one.model == model), None)

@@ -23,6 +23,7 @@ _decoder = msgspec.msgpack.Decoder(NodeRecord)
 _TRIMS: tuple[tuple[str, int], ...] = (
     ("rtt", 16),
     ("leases", 32),
+    ("shards", 16),
     ("intents", 32),
     ("load", 64),
     ("held", 64),
@@ -40,6 +41,7 @@ _TRIMS: tuple[tuple[str, int], ...] = (
     ("devices", 16),
     ("offers", 0),
     ("addresses", 4),
+    ("shards", 0),
     ("leases", 0),
     ("intents", 0),
     ("wishes", 0),
@@ -130,11 +132,17 @@ def _check(record: NodeRecord) -> None:
         raise BadRecordError("record: has no id")
     if any(assignment.progress > 1 for assignment in record.assignments):
         raise BadRecordError("record: an assignment's progress is beyond 1")
+    measured = [fidelity for shard in record.shards for fidelity in shard.measured]
+    measured += [fidelity for offer in record.offers for fidelity in offer.measured]
+    measured += [fidelity for one in record.assignments for fidelity in one.measured]
+    if any(fidelity.top1 > 1 for fidelity in measured):
+        raise BadRecordError("record: more than all tokens agree")
     for name, keys in (
         ("devices", [device.id for device in record.devices]),
         ("offers", [offer.model for offer in record.offers]),
         ("assignments", [assignment.model for assignment in record.assignments]),
         ("wishes", [wish.model for wish in record.wishes]),
+        ("shards", [shard.model for shard in record.shards]),
     ):
         if len(keys) != len(set(keys)):
             raise BadRecordError(f"record: {name} name the same thing twice")

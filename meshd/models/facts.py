@@ -52,6 +52,8 @@ class GgufFacts:
     :ivar mla_key_length: of one decompressed head where K caches compressed rows and V nothing
         (DeepSeek's latent attention), else 0.
     :ivar tools: its chat template has a place for tools.
+    :ivar expert_groups: of which a router first chooses some, 0 where it does not.
+    :ivar undividable: why no shard can be made of its experts, "" where one can or there are none.
     :ivar pooling: set for embedding models, None for models that generate.
     """
 
@@ -82,6 +84,8 @@ class GgufFacts:
     expert_feed_forward: int = 0
     mla_key_length: int = 0
     tools: bool = False
+    expert_groups: int = 0
+    undividable: str = ""
 
     @property
     def moe(self) -> bool:

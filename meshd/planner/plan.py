@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from meshd.mesh.record import Part
+from meshd.quality import Fidelity
 
 
 class Strategy(StrEnum):
@@ -15,6 +16,7 @@ class Strategy(StrEnum):
     SOLO_OFFLOAD = "solo-offload"
     SOLO_CPU = "solo-cpu"
     PIPELINE = "pipeline"
+    EXPERT_SHARD = "expert-shard"
     WAIT = "wait"
 
 
@@ -62,6 +64,13 @@ class Code(StrEnum):
     SOLO_FASTER = "solo-is-faster"
     LEASE_REFUSED = "member-refused"
     UNREACHED = "member-not-reached"
+    # Of expert shards: why there is none, or an exact way was better.
+    NOT_SHARDABLE = "experts-cannot-be-divided"
+    NO_RANKING = "no-expert-ranking"
+    NO_HOME = "experts-without-a-home"
+    BEING_MADE = "shard-is-being-made"
+    BELOW_QUALITY = "below-the-quality-asked-for"
+    EXACT_ASKED = "exact-quality-asked-for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,22 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardUse:
+    """The expert shard that serves a model.
+
+    :ivar path: of its file. :ivar experts: kept in each layer, of `experts_all`.
+    :ivar mass: of the choices on the calibration text, mean over the layers.
+    """
+
+    key: str
+    path: str
+    experts: int
+    experts_all: int
+    mass: float
+    measured: tuple[Fidelity, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Considered:
     """Another way to serve a model, and why it was not taken.
 
@@ -140,6 +165,7 @@ class Decision:
     :ivar ubatch_s: of a pipeline: how long a full micro-batch of a prompt takes on its slowest
         member, as predicted.
     :ivar considered: what else there was, best first; bounded.
+    :ivar shard: of an expert shard.
     """
 
     model: str
@@ -159,6 +185,7 @@ class Decision:
     tokens_s: float = 0.0
     ubatch_s: float = 0.0
     considered: tuple[Considered, ...] = ()
+    shard: ShardUse | None = None
 
     @property
     def served(self) -> bool:

@@ -200,7 +200,8 @@ def test_new_requests_move_and_the_running_one_ends_by_itself(folder: Path) -> N
                 until(lambda gateway=gateway: _answered_by(gateway) == second.name)
             assert stream.runs
             assert alive(pid), "its engine waits for the answer"
-            assert "draining, 1 request runs" in first.meshd("status").stdout
+            # The gateway says once a second what runs: the last short one may still be in that.
+            until(lambda: "draining, 1 request runs" in first.meshd("status").stdout)
         waited = first.meshd("drain", "--wait")
         assert waited.returncode == 0, waited.stdout + waited.stderr
         assert "every answer ended by itself" in waited.stdout

@@ -5,7 +5,8 @@ import pytest
 from meshd.config.findings import ConfigError, Finding, Severity, SourceFile
 from meshd.config.layers import Loaded, parse_layers
 from meshd.config.merge import merge
-from meshd.config.settings import MIB, Config, Limit, Quality, Replicas, Role, Split
+from meshd.config.settings import MIB, Config, Limit, Replicas, Role, Split
+from meshd.quality import Budget
 
 GPU = "GPU-5a3c1b9e-0f2d-4c86-9d1e-7b6a54f3c2d1"
 
@@ -65,7 +66,7 @@ def test_every_key_reaches_the_config():
             context: 4096
             slots: 2
             replicas: {{min: 2, max: 3}}
-            quality: high
+            quality: {{min_top1: 0.9}}
             aliases: [gpt-4o, Org/Model]
             split: never
         gateway: {{listen: ["[::1]:1000", "localhost:1001"], max_body: 1MiB}}
@@ -83,7 +84,7 @@ def test_every_key_reaches_the_config():
     (model,) = config.models
     assert (model.name, model.source, model.context, model.slots) == ("big", "big-*.gguf", 4096, 2)
     assert model.replicas == Replicas(2, 3)
-    assert model.quality is Quality.HIGH
+    assert model.quality == Budget(min_top1=0.9)
     assert model.aliases == ("gpt-4o", "Org/Model")
     assert model.split is Split.NEVER
     assert config.gateway.listen == ("[::1]:1000", "localhost:1001")
