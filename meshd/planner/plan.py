@@ -142,11 +142,15 @@ class Considered:
     :ivar nodes: ids of those that would have taken part, the host first; one for a node that may
         not.
     :ivar tokens_s: predicted, 0 where none could be.
+    :ivar strategy: what it would have been, None where that is not said.
+    :ivar measured: of an expert shard: what it would lose.
     """
 
     nodes: tuple[str, ...]
     tokens_s: float
     reason: Reason
+    strategy: Strategy | None = None
+    measured: tuple[Fidelity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
