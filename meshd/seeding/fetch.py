@@ -13,8 +13,9 @@ from typing import TypeVar
 import structlog
 
 from meshd.errors import UserError
+from meshd.mesh.peer_http import SourceError
 from meshd.models.gguf_header import Header
-from meshd.seeding.peer_source import PeerSource, SourceError
+from meshd.seeding.peer_source import PeerSource
 from meshd.seeding.tensor_list import SeedTensor
 from meshd.seeding.wish import SeedWish
 

@@ -6,40 +6,21 @@
 
 from __future__ import annotations
 
-import http.client
-import re
-import socket
-import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from meshd.mesh.addresses import host_port
-from meshd.mesh.tls import client_context, handshake_problem, peer_node_id
+from meshd.mesh.peer_http import PeerHttp, SourceError
 from meshd.models.gguf_header import GgufError, Header, parse_header
 from meshd.seeding import manifest as manifests
 from meshd.seeding.manifest import Manifest, ManifestError
 
-CONNECT_S = 5.0
-# A peer that sends nothing for so long is left, and so is one whose answer has not begun by then,
-# or that is slower than this on the whole: a drip would keep a split waiting for hours.
-SILENCE_S = 10.0
-BEGIN_S = 20.0
-SLOWEST_BYTES_S = 256 * 1024
 PARTS_MAX = 512
-_PIECE_BYTES = 1 << 20
-GRACE_S = 20.0
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-
-
-class SourceError(Exception):
-    """The peer does not give what was asked; another one may."""
+_WHAT = "a part of the model"
 
 
 class PeerSource:
-    """One peer. Keeps one connection; a context. For one thread at a time."""
+    """One peer. Keeps one connection. For one thread at a time."""
 
     def __init__(
         self,
@@ -50,10 +31,7 @@ class PeerSource:
     ) -> None:
         """:param address: ``host:port`` of its peer door."""
         self.node = node
-        self._address = address
-        self._tls = tls_folder
-        self._clock = clock
-        self._connection: _Connection | None = None
+        self._http = PeerHttp(node, address, tls_folder, clock)
 
     def headers(self, fingerprint: str) -> tuple[Header, ...]:
         """The headers of all parts. :raises SourceError: it has not got them, or not whole."""
@@ -63,10 +41,10 @@ class PeerSource:
     def manifest(self, fingerprint: str) -> Manifest | None:
         """What it knows of the tensors' contents, None where it never cached any."""
         try:
-            with self._get(f"/mesh/v1/models/{fingerprint}/manifest") as answer:
+            with self._http.get(f"/mesh/v1/models/{fingerprint}/manifest") as answer:
                 if answer.status != 200:
                     return None
-                text = b"".join(self._pieces(answer, manifests.MAX_BYTES))
+                text = b"".join(self._http.pieces(answer, manifests.MAX_BYTES))
             found = manifests.decode(text)
         except (SourceError, ManifestError):
             return None
@@ -74,121 +52,37 @@ class PeerSource:
 
     def read(self, fingerprint: str, part: int, offset: int, size_bytes: int) -> Iterator[bytes]:
         """The bytes of one range, in pieces. :raises SourceError: it ended early or is too slow."""
-        with self._range(fingerprint, part, offset, size_bytes) as (answer, got, _):
+        path = _path(fingerprint, part)
+        with self._http.range(path, offset, size_bytes, _WHAT) as (answer, got, _):
             if got != size_bytes:
                 raise SourceError(f"{self.node} has other bytes than its header says")
             left = size_bytes
-            for piece in self._pieces(answer, size_bytes):
+            for piece in self._http.pieces(answer, size_bytes):
                 left -= len(piece)
                 yield piece
             if left:
                 raise SourceError(f"{self.node} ended {left} bytes early")
 
-    def _pieces(self, answer: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
-        """Until the end, or `most` bytes. :raises SourceError: it is too slow."""
-        began_s, left = self._clock(), most
-        # Not `read`: it comes back only when all is there, however long that takes.
-        while left and (piece := answer.read1(min(left, _PIECE_BYTES))):
-            left -= len(piece)
-            spent_s = self._clock() - began_s
-            if spent_s > GRACE_S and (most - left) / spent_s < SLOWEST_BYTES_S:
-                raise SourceError(f"{self.node} is slower than {SLOWEST_BYTES_S} bytes/s")
-            yield piece
-        answer.read(0)  # marks an answer as whole, which `read1` does not: the connection is kept
-
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._http.close()
 
     def _header(self, fingerprint: str, part: int) -> tuple[Header, int]:
-        with self._range(fingerprint, part, 0, 1) as (answer, got, size_bytes):
+        path = _path(fingerprint, part)
+        with self._http.range(path, 0, 1, _WHAT) as (answer, got, size_bytes):
             if got != 1:
                 raise SourceError(f"{self.node} gives another range than was asked for")
-            b"".join(self._pieces(answer, got))
+            b"".join(self._http.pieces(answer, got))
             count = answer.headers.get("X-Mesh-Parts", "")
         parts = int(count) if count.isascii() and count.isdigit() else 0
         if not 0 < parts <= PARTS_MAX:
             raise SourceError(f"{self.node} does not say in how many files the model lies")
         reader = _Ahead(self, fingerprint, part, size_bytes)
         try:
-            path = Path(f"{self.node}:{fingerprint}/{part}")
-            return parse_header(reader, path, size_bytes), parts
+            return parse_header(
+                reader, Path(f"{self.node}:{fingerprint}/{part}"), size_bytes
+            ), parts
         except GgufError as error:
             raise SourceError(str(error)) from error
-
-    @contextmanager
-    def _range(
-        self, fingerprint: str, part: int, offset: int, size_bytes: int
-    ) -> Iterator[tuple[http.client.HTTPResponse, int, int]]:
-        """Yield the answer, the bytes that it has, and the file's size."""
-        wanted = f"bytes={offset}-{offset + size_bytes - 1}"
-        with self._get(f"/mesh/v1/models/{fingerprint}/{part}", wanted) as answer:
-            said = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-            if answer.status != 206 or said is None or int(said[1]) != offset:
-                raise SourceError(f"{self.node} answers {answer.status} for a part of the model")
-            yield answer, int(said[2]) - offset + 1, int(said[3])
-
-    @contextmanager
-    def _get(self, path: str, wanted: str = "") -> Iterator[http.client.HTTPResponse]:
-        try:
-            connection = self._connected()
-            answer = connection.answer_to(path, {"Range": wanted} if wanted else {})
-            yield answer
-            if not answer.isclosed():
-                self.close()  # the rest of this answer would be taken for the next one
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise SourceError(f"{self.node} at {self._address}: {_words(error)}") from error
-        except BaseException:
-            self.close()
-            raise
-
-    def _connected(self) -> _Connection:
-        if self._connection is None:
-            self._connection = _Connection(self.node, self._address, self._tls)
-        return self._connection
-
-
-class _Connection(http.client.HTTPConnection):
-    """TLS to the node that it should be, whatever its address is called."""
-
-    def __init__(self, node: str, address: str, tls_folder: Path) -> None:
-        try:
-            place = host_port(address, 0)
-        except ValueError as error:
-            raise SourceError(f"{node}: {error}") from error
-        super().__init__(place.host, place.port, timeout=SILENCE_S)
-        self._node = node
-        self._context = client_context(tls_folder)
-        self._context.check_hostname = False  # its id is what is compared, below
-
-    def answer_to(self, path: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """The beginning of it. :raises OSError, http.client.HTTPException: it does not come."""
-        if self.sock is None:
-            self.connect()
-        secured = self.sock
-        # Each read has its deadline, and headers take as many as the peer likes.
-        late = threading.Timer(BEGIN_S, _shut, (secured,))
-        late.daemon = True
-        late.start()
-        try:
-            self.request("GET", path, headers=headers)
-            return self.getresponse()
-        finally:
-            late.cancel()
-
-    def connect(self) -> None:
-        plain = socket.create_connection((self.host, self.port), CONNECT_S)
-        try:
-            secured = self._context.wrap_socket(plain)
-        except BaseException:
-            plain.close()
-            raise
-        secured.settimeout(SILENCE_S)
-        self.sock = secured
-        if peer_node_id(secured) != self._node:
-            raise ConnectionError("another node answers at this address")
 
 
 class _Ahead:
@@ -207,13 +101,5 @@ class _Ahead:
         return data
 
 
-def _shut(connection: socket.socket) -> None:
-    """Who waits for it reads an end. Not `SSLSocket.shutdown`: that is for one thread."""
-    with suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return handshake_problem(error) or str(error)
-    return str(error) or type(error).__name__
+def _path(fingerprint: str, part: int) -> str:
+    return f"/mesh/v1/models/{fingerprint}/{part}"

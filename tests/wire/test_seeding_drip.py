@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from meshd.mesh.peer_http import SourceError
 from meshd.mesh.tls import server_context
-from meshd.seeding.peer_source import PeerSource, SourceError
+from meshd.seeding.peer_source import PeerSource
 from tests.wire.mesh_harness import Member, member
 
 CONTENT = "0" * 16
@@ -63,7 +64,7 @@ def everything(source: PeerSource, size_bytes: int) -> bytes:
 
 
 async def test_a_drip_of_weights_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshd.seeding.peer_source.GRACE_S", 0.2)
+    monkeypatch.setattr("meshd.mesh.peer_http.GRACE_S", 0.2)
     me, other = member(tmp_path, "me"), member(tmp_path, "other")
     async with peer(other, HEAD % (99_999, 100_000), drip=b"x") as (address, _):
         source = PeerSource(other.id, address, me.tls)
@@ -73,7 +74,7 @@ async def test_a_drip_of_weights_is_left(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_a_drip_of_headers_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshd.seeding.peer_source.BEGIN_S", 0.3)
+    monkeypatch.setattr("meshd.mesh.peer_http.BEGIN_S", 0.3)
     me, other = member(tmp_path, "me"), member(tmp_path, "other")
     async with peer(other, b"HTTP/1.1 206 Partial Content\r\nX: ", drip=b"x") as (address, _):
         source = PeerSource(other.id, address, me.tls)

@@ -14,11 +14,12 @@ import pytest
 from meshd.engine.locate import RPC_SERVER, Place
 from meshd.gateway.model_files import RANGE_BYTES_MAX, TRANSFERS_MAX
 from meshd.gateway.model_table import SharedModel, write_models
+from meshd.mesh.peer_http import SourceError
 from meshd.models.fingerprint import fingerprint
 from meshd.models.gguf_header import read_header
 from meshd.seeding.background import Seeding
 from meshd.seeding.fetch import Fetch
-from meshd.seeding.peer_source import PeerSource, SourceError
+from meshd.seeding.peer_source import PeerSource
 from meshd.seeding.quota import Disk
 from meshd.seeding.seed import Tools
 from meshd.seeding.store import Store
@@ -113,8 +114,8 @@ async def test_a_member_without_the_file(
 async def test_the_next_peer_where_one_is_silent_gone_or_another(
     engine: Place, model: Path, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meshd.seeding.peer_source.SILENCE_S", 0.3)
-    monkeypatch.setattr("meshd.seeding.peer_source.CONNECT_S", 0.3)
+    monkeypatch.setattr("meshd.mesh.peer_http.SILENCE_S", 0.3)
+    monkeypatch.setattr("meshd.mesh.peer_http.CONNECT_S", 0.3)
     tls = member(tmp_path, "me").tls
     async with (
         sharing(tmp_path, "b", model) as b,
