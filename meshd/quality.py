@@ -41,7 +41,9 @@ class Budget:
     def __str__(self) -> str:
         """``exact``, or the bounds as `parse` reads them."""
         said = ((one.name, getattr(self, one.name)) for one in fields(self))
-        return ", ".join(f"{name}={bound:g}" for name, bound in said if bound is not None) or _EXACT
+        # All digits, so that whoever reads it has the same bounds.
+        bounds = (f"{name}={bound!r}" for name, bound in said if bound is not None)
+        return ", ".join(one.removesuffix(".0") for one in bounds) or _EXACT
 
 
 _EXACT = "exact"
@@ -66,6 +68,14 @@ def parse(text: str) -> Budget:
         except ValueError:
             raise ValueError(f"quality: {name} needs a number") from None
     return checked(Budget(**bounds))
+
+
+def quality_of(text: str) -> Budget:
+    """What another node, maybe of another version, asks for; what cannot be read is exact."""
+    try:
+        return parse(text)
+    except ValueError:
+        return EXACT
 
 
 def checked(budget: Budget) -> Budget:

@@ -211,7 +211,9 @@ def _model(data: Section) -> ModelSettings:
 
 
 def _quality(data: str | Section) -> Budget:
-    return EXACT if isinstance(data, str) else Budget(**data)
+    if isinstance(data, str):
+        return EXACT
+    return Budget(**{name: float(bound) for name, bound in data.items()})
 
 
 def _quality_data(budget: Budget) -> str | Section:

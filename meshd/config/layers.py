@@ -73,6 +73,8 @@ def parse_layers(files: Sequence[SourceFile]) -> Loaded:
 
 def _origins(node: Node, path: str) -> Iterator[tuple[str, Origin]]:
     if isinstance(node, MapNode):
+        if not node.entries and path and node.mark != DEFAULT_MARK:
+            yield path, node.mark  # such as `calibration: {}`
         for entry in node.entries:
             below = f"{path}.{entry.key}" if path else entry.key
             yield from _origins(entry.value, below)

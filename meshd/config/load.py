@@ -53,6 +53,7 @@ def load(paths: Paths) -> Loaded:
     except ConfigError as error:
         raise ConfigError((*findings, *error.findings)) from None
     findings += _missing_sources(loaded)
+    findings += _missing_texts(loaded)
     if any(one.severity is Severity.ERROR for one in findings):
         raise ConfigError((*findings, *loaded.findings))
     return replace(loaded, findings=in_order((*loaded.findings, *findings), files))
@@ -170,6 +171,22 @@ def _missing_sources(loaded: Loaded) -> Iterator[Finding]:
         hint = did_you_mean(pattern, _ggufs(places))
         message = f"{quoted(model.source)} is not there now{what}"
         yield finding(mark, message, texts, hint=hint, severity=Severity.WARNING)
+
+
+def _missing_texts(loaded: Loaded) -> Iterator[Finding]:
+    """Warn of calibration texts that are not there or no files: without one nothing is measured."""
+    texts = {file.path: file.text for file in loaded.files}
+    for model in loaded.config.models:
+        for kind, path in model.calibration:
+            try:
+                problem = _not_a_file(Path(path).stat().st_mode)
+            except (OSError, ValueError) as error:
+                problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+            if not problem:
+                continue
+            mark = loaded.origins[f"models[{model.name}].calibration.{kind}"]
+            message = f"{printable(path)}: {problem}"
+            yield finding(mark, message, texts, severity=Severity.WARNING)
 
 
 def _exists(folder: Path, pattern: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from urllib.parse import urlsplit
 
 from meshd.config import split_ports
@@ -20,6 +20,10 @@ _DEMAND_S = {"half_life": (60, 7 * 86400), "dwell": (0, 86400)}
 _LONGEST_WAIT_S = 3600
 _SMALL_CONTEXT = 512
 _LARGE_TOTAL_CONTEXT = 16 * 1024 * 1024
+# Of quality: bounds that only the whole model keeps, and those that everything does.
+_LOSES_NOTHING = {"min_top1": 1.0, "max_kl": 0.0}
+_LOSES_ALL = {"min_top1": 0.0, "max_perplexity_ratio": 100.0, "max_kl": 100.0}
+_SHIPPED_KINDS = ("prose", "code")
 
 
 def nearest(root: Node, path: Path) -> Mark:
@@ -117,6 +121,7 @@ def _model(model: ModelSettings, index: int, book: _Book) -> None:
     if model.nodes != "auto" and least > len(model.nodes):
         message = f"{least} replicas do not fit on {len(model.nodes)} nodes"
         book.say((*here, "replicas", "min"), message, "name more nodes, or ask for fewer replicas")
+    _quality(model, here, book)
     if isinstance(model.context, int):
         _context(model.context, model.slots, here, book)
 
@@ -132,6 +137,26 @@ def _source(source: str, path: Path, book: _Book) -> None:
         book.say(path, "a source may not climb out of its folder with ..", hint)
     elif source.endswith("/") or source != source.strip():
         book.say(path, f"{quoted(source)} is not the name of a file")
+
+
+def _quality(model: ModelSettings, here: Path, book: _Book) -> None:
+    for kind, _ in model.calibration:
+        if kind in _SHIPPED_KINDS:
+            message = f"calibration: {kind} is the name of a kind of text that is shipped"
+            book.say((*here, "calibration", kind), message, "give it another name")
+    if model.quality.exact:
+        if model.calibration:
+            message = f"calibration has no effect: the quality of {quoted(model.name)} is exact"
+            book.say((*here, "calibration"), message, "quality: {min_top1: 0.95}", Severity.NOTE)
+        return
+    bounds = {name: bound for name, bound in asdict(model.quality).items() if bound is not None}
+    for name, bound in bounds.items():
+        if bound == _LOSES_NOTHING.get(name):
+            message = f"{name}: {bound:g} is kept by no part of a model: it is served exactly"
+            book.say((*here, "quality", name), message, "quality: exact", Severity.NOTE)
+    if all(bound == _LOSES_ALL[name] for name, bound in bounds.items()):
+        message = f"{model.quality} is kept by any part of a model, however bad it is"
+        book.say((*here, "quality"), message, "such as {min_top1: 0.95}", Severity.WARNING)
 
 
 def _context(context: int, slots: str | int, here: Path, book: _Book) -> None:

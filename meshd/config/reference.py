@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from textwrap import wrap
 
-from meshd.config.schema import INSTALLED_AT, Schema, expectation, published, resolved
+from meshd.config.schema import (
+    INSTALLED_AT,
+    Schema,
+    expectation,
+    is_list_change,
+    published,
+    resolved,
+)
 from meshd.config.show import scalar
 
 BEGIN = "<!-- from mesh.schema.json, by `python -m meshd.config.reference` -->"
@@ -130,16 +137,20 @@ def _rows(section: Schema, prefix: str) -> Iterator[str]:
         if "properties" in child:
             yield from _rows(child, f"{prefix}{key}.")
             continue
-        default = "must be given" if key in required else f"`{_flow(child['default'])}`"
+        default = f"`{_flow(child['default'])}`" if "default" in child else "none"
+        default = "must be given" if key in required else default
         example = f"`{_flow(child['examples'][0])}`"
         cells = (f"`{prefix}{key}`", child["description"], _value(given), default, example)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        for branch in map(resolved, child.get("anyOf", ())):
+            if "properties" in branch and not is_list_change(branch):
+                yield from _rows(branch, f"{prefix}{key}.")
 
 
 def _value(schema: Schema) -> str:
     """As `expectation`, less merge and replace, which the page explains once for all lists."""
     branches = [resolved(branch) for branch in schema.get("anyOf", ())]
-    own = [expectation(one) for one in branches if "minProperties" not in one]
+    own = [expectation(one) for one in branches if not is_list_change(one)]
     text = " or ".join(own) or expectation(schema)
     return text.replace("<uuid>", "UUID").replace("<address>", "ADDRESS")
 

@@ -93,6 +93,8 @@ def _doubtful(text: str) -> Ambiguous | None:
         number = float(text)
         whole = abs(number) < MAX_INTEGER and number.is_integer()
         plain = (str(int(number)),) if whole else ()
+        if not number.is_integer() and 1e-9 < abs(number) < 1e9:
+            plain = (f"{number:.12f}".rstrip("0"),)
         return Ambiguous(text, "a number to some YAML programs and text to others", plain)
     if _OTHER_NUMBER.fullmatch(text) and _number_to_some(text):
         return Ambiguous(text, "a number to some YAML programs and text to others")

@@ -71,12 +71,19 @@ def expectation(schema: Schema) -> str:
     match kinds[0] if isinstance(kinds, list) and kinds else kinds:
         case "integer":
             return f"a whole number from {schema['minimum']} to {schema['maximum']}"
+        case "number":
+            return f"a number from {schema['minimum']} to {schema['maximum']}"
         case "boolean":
             return "true or false"
         case "object" if "properties" in schema and "minProperties" not in schema:
             return "a section with keys of its own"
         case _:
             return str(schema["title"])
+
+
+def is_list_change(schema: Schema) -> bool:
+    """Whether it is ``merge:`` or ``replace:``, which says how files lie over each other."""
+    return {"merge", "replace"} == set(resolved(schema).get("properties", ()))
 
 
 def homes(key: str) -> tuple[str, ...]:
@@ -99,9 +106,12 @@ def _all_keys(schema: Schema, prefix: str) -> Iterator[str]:
         path = f"{prefix}.{name}" if prefix else name
         yield path
         for branch in (child, *resolved(child).get("anyOf", ())):
-            items = resolved(branch).get("items") if isinstance(branch, dict) else None
-            if items:
+            if not isinstance(branch, dict):
+                continue
+            if items := resolved(branch).get("items"):
                 yield from _all_keys(items, f"{path}[]")
+            if branch is not child and not is_list_change(branch):
+                yield from _all_keys(branch, path)
         yield from _all_keys(child, path)
 
 

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from meshd.config.findings import Finding, Mark, finding
-from meshd.config.schema import validator
-from meshd.config.shape_words import MAX_COMPLAINTS, Complaint, explain
+from meshd.config.schema import is_list_change, validator
+from meshd.config.shape_words import MAX_COMPLAINTS, Complaint, explain, schema_of
 from meshd.config.tree import ListNode, MapNode, Path, at, plain, without
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def _meant(error: ValidationError) -> list[ValidationError] | None:
     ]
     if len(fitting) != 1:
         return None
-    unknown = any(sub.validator == "additionalProperties" for sub in fitting[0])
+    unknown = any(
+        sub.validator == "additionalProperties" and is_list_change(schema_of(sub))
+        for sub in fitting[0]
+    )
     if (
         unknown
         and isinstance(error.instance, dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.config.findings import did_you_mean, printable, quoted
 from meshd.config.scalars import Ambiguous
-from meshd.config.schema import Schema, expectation, homes, resolved
+from meshd.config.schema import Schema, expectation, homes, is_list_change, resolved
 from meshd.config.tree import ListNode, MapNode, Node, Scalar, path_text
+from meshd.quality import parse
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
 
 _LOOSE_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+
+_LOOSE_NUMBER = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(%?)")
 
 MAX_COMPLAINTS = 200
 
@@ -39,14 +43,19 @@ class Complaint:
 
 def explain(error: ValidationError, node: Node) -> list[Complaint]:
     """Put one error of the schema in words; an unknown-key error is as many as there are keys."""
-    words = WORDS.get(str(error.validator))
+    words = WORDS.get(_keyword(error))
     if words is None:
         raise AssertionError(f"the schema uses {error.validator}, which has no words here")
     return words(error, node)
 
 
+def _keyword(error: ValidationError) -> str:
+    """What of the schema complains; a key's own schema does so on behalf of its section."""
+    return "propertyNames" if "propertyNames" in error.schema_path else str(error.validator)
+
+
 def _wrong_value(error: ValidationError, node: Node) -> list[Complaint]:
-    schema = _schema(error)
+    schema = schema_of(error)
     name = _name(error)
     value = node.value if isinstance(node, Scalar) else None
     if isinstance(value, Ambiguous):
@@ -62,7 +71,7 @@ def _wrong_value(error: ValidationError, node: Node) -> list[Complaint]:
 
 
 def _unknown_keys(error: ValidationError, node: Node) -> list[Complaint]:
-    known = sorted(_schema(error)["properties"])
+    known = sorted(schema_of(error)["properties"])
     keys = [entry.key for entry in node.entries] if isinstance(node, MapNode) else []
     unknown = [key for key in keys if key not in known][:MAX_COMPLAINTS]
     return [Complaint(f"unknown key {quoted(key)}", _key_hint(key, known), key) for key in unknown]
@@ -79,7 +88,7 @@ def _key_hint(key: str, known: Sequence[str]) -> str:
 
 def _missing_key(error: ValidationError, node: Node) -> list[Complaint]:
     present = {entry.key for entry in node.entries} if isinstance(node, MapNode) else set()
-    missing = [key for key in _schema(error)["required"] if key not in present]
+    missing = [key for key in schema_of(error)["required"] if key not in present]
     # The validator complains once for each missing key without naming it as data; the caller
     # drops what was said twice.
     return [
@@ -89,7 +98,7 @@ def _missing_key(error: ValidationError, node: Node) -> list[Complaint]:
 
 def _list_length(error: ValidationError, node: Node) -> list[Complaint]:
     count = len(node.items) if isinstance(node, ListNode) else 0
-    bound = _schema(error)[str(error.validator)]
+    bound = schema_of(error)[str(error.validator)]
     side = "at least" if error.validator == "minItems" else "at most"
     return [Complaint(f"{_name(error)} has {count} items; it must have {side} {bound}")]
 
@@ -107,10 +116,21 @@ def _twice(error: ValidationError, node: Node) -> list[Complaint]:
     return again
 
 
-def _list_change(error: ValidationError, node: Node) -> list[Complaint]:
+def _wrong_key(error: ValidationError, _node: Node) -> list[Complaint]:
+    key = str(error.instance)
+    wanted = expectation(schema_of(error))
+    return [Complaint(f"{_name(error)}: a name has {wanted}, not {quoted(key)}", "", key)]
+
+
+def _number_of_keys(error: ValidationError, node: Node) -> list[Complaint]:
+    schema, name = schema_of(error), _name(error)
     if error.validator == "minProperties":
-        return [Complaint(f"{_name(error)} is empty", "write a list, or delete the line")]
-    return [Complaint(f"{_name(error)} has both merge: and replace:", "keep one of the two")]
+        wanted = "a list" if is_list_change(schema) else expectation(schema)
+        return [Complaint(f"{name} is empty", f"write {wanted}, or delete the line")]
+    if is_list_change(schema):
+        return [Complaint(f"{name} has both merge: and replace:", "keep one of the two")]
+    count = len(node.entries) if isinstance(node, MapNode) else 0
+    return [Complaint(f"{name} has {count} keys; it must have at most {schema['maxProperties']}")]
 
 
 WORDS: dict[str, Callable[[ValidationError, Node], list[Complaint]]] = {
@@ -126,13 +146,15 @@ WORDS: dict[str, Callable[[ValidationError, Node], list[Complaint]]] = {
     "minItems": _list_length,
     "maxItems": _list_length,
     "uniqueItems": _twice,
-    "minProperties": _list_change,
-    "maxProperties": _list_change,
+    "propertyNames": _wrong_key,
+    "minProperties": _number_of_keys,
+    "maxProperties": _number_of_keys,
 }
 """Words by keyword of JSON Schema 2020-12; a test sees to it that the schema uses no other."""
 
 
-def _schema(error: ValidationError) -> Schema:
+def schema_of(error: ValidationError) -> Schema:
+    """The schema that complains."""
     assert isinstance(error.schema, Mapping)
     return error.schema
 
@@ -160,11 +182,7 @@ def _types(schema: Schema) -> set[Any]:
 
 def _plainly(value: Ambiguous, schema: Schema) -> str:
     types = _types(schema)
-    fitting = [
-        text
-        for text in value.plainly
-        if ("boolean" if text in ("true", "false") else "integer") in types
-    ]
+    fitting = [text for text in value.plainly if _kinds(text) & types]
     if fitting:
         return f"write {' or '.join(fitting)}"
     if types == {"string"}:
@@ -172,13 +190,23 @@ def _plainly(value: Ambiguous, schema: Schema) -> str:
     return f"it must be {expectation(schema)}"
 
 
+def _kinds(plain: str) -> set[str]:
+    if plain in ("true", "false"):
+        return {"boolean"}
+    return {"number"} if "." in plain else {"number", "integer"}
+
+
 def _hint(schema: Schema, node: Node, name: str) -> str:
     if isinstance(node, ListNode | MapNode):
         return ""
     value = node.value
     types = _types(schema)
+    if name.endswith(".quality"):
+        return _quality_hint(node.text)
     if isinstance(value, str):
         return _text_hint(value, schema, types)
+    if types == {"number"} and isinstance(value, int | float):
+        return _share_hint(value, schema)
     if schema.get("title", "").startswith("a size"):
         return f"give it a unit, such as {node.text}MiB"
     if name.startswith("node.gpus") and isinstance(value, int):
@@ -188,10 +216,32 @@ def _hint(schema: Schema, node: Node, name: str) -> str:
     return ""
 
 
+def _quality_hint(text: str) -> str:
+    """In the words of before there were bounds, as a number alone, or as a header has it."""
+    if did_you_mean(text, ["high", "fair"]):
+        return "there are bounds in place of high and fair, such as {min_top1: 0.95}"
+    for written in (text, f"min_top1={text}"):
+        with contextlib.suppress(ValueError):
+            bounds = parse(written)
+            return (
+                f"write {{{str(bounds).replace('=', ': ')}}}" if not bounds.exact else "write exact"
+            )
+    return did_you_mean(text, ["exact"])
+
+
+def _share_hint(value: float, schema: Schema) -> str:
+    return f"did you mean {value / 100:g}?" if 1 == schema["maximum"] < value <= 100 else ""
+
+
 def _text_hint(value: str, schema: Schema, types: set[Any]) -> str:
     choices = [*schema.get("enum", ()), *_constants(schema)]
     if "integer" in types and re.fullmatch(r"[0-9]{1,18}", value):
         return f"write {value} without quotes"
+    if types == {"number"} and (number := _LOOSE_NUMBER.fullmatch(value.strip())):
+        if not number.group(2):
+            return f"write {number.group(1)} without quotes"
+        share = float(number.group(1)) / 100
+        return f"write {share:g}" if share <= schema["maximum"] == 1 else ""
     if types == {"boolean"} and value.lower() in _SAYS_BOOL:
         return f"write {_SAYS_BOOL[value.lower()]} without quotes"
     if "array" in types and expectation(schema) != value:

@@ -45,7 +45,7 @@ def _mapping(data: Mapping[str, Any], path: str, depth: int) -> Iterator[tuple[s
     indent = "  " * depth
     for key, value in data.items():
         below = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield f"{indent}{key}:", ""
             yield from _mapping(value, below, depth + 1)
         elif isinstance(value, list) and value:
@@ -71,5 +71,13 @@ def scalar(value: object) -> str:
     """One value in YAML; text is quoted unless every reader takes it for the same text."""
     if isinstance(value, str) and _SAFE.fullmatch(value) and resolve(value) == value:
         return value
+    if isinstance(value, float):
+        return _number(value)
     # JSON's text and numbers are YAML's as well (YAML 1.2, section 1.3).
     return json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: float) -> str:
+    """With a point, without which 1e-05 is text to some readers."""
+    digits, e, exponent = repr(value).partition("e")
+    return f"{digits}{'' if '.' in digits else '.0'}{e}{exponent}"

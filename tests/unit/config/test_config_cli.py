@@ -94,6 +94,35 @@ def test_show_prints_a_file_that_means_the_same(paths, capsys):
     assert again.config == parse_layers([SourceFile("mesh.yaml", TEXT)]).config
 
 
+def test_show_prints_bounds_that_every_reader_takes_for_numbers(paths, capsys):
+    text = TEXT + "    quality: {max_kl: 0.00001, min_top1: 1}\n    calibration: {law: /l.txt}\n"
+    paths.config.write_text(text)
+    assert meshd(paths, "config", "show") == 0
+    shown = capsys.readouterr().out
+    assert "      max_kl: 1.0e-05\n" in shown
+    assert "      law: /l.txt\n" in shown
+    again = parse_layers([SourceFile("shown.yaml", shown)])
+    assert again.config == parse_layers([SourceFile("mesh.yaml", text)]).config
+
+
+def test_check_warns_of_calibration_texts_that_are_no_files(paths, tmp_path, capsys):
+    there = tmp_path / "law.txt"
+    there.write_text("Whoever\n")
+    lines = [
+        "    quality: {min_top1: 0.9}",
+        "    calibration:",
+        f"      law: {there}",
+        "      gone: /nowhere/a.txt",
+        f"      folder: {tmp_path}",
+    ]
+    paths.config.write_text(TEXT.replace("/nowhere/a.gguf", str(there)) + "\n".join(lines) + "\n")
+    assert meshd(paths, "check") == 0
+    err = capsys.readouterr().err
+    assert f"{paths.config}:8:13: warning: /nowhere/a.txt: cannot be read: No such file" in err
+    assert f"{paths.config}:9:15: warning: {tmp_path}: this is a folder, not a file" in err
+    assert "law.txt" not in err
+
+
 def test_show_origin(paths, capsys):
     paths.config_dropins.mkdir()
     dropin = paths.config_dropins / "10-a.yaml"

@@ -8,6 +8,8 @@ from meshd.config.merge import merge
 from meshd.config.settings import MIB, Config, Limit, Replicas, Role, Split
 from meshd.quality import Budget
 
+A = "models: [{{name: a, source: b, {}}}]"
+NINE = ", ".join(f"a{number}: /x" for number in range(9))
 GPU = "GPU-5a3c1b9e-0f2d-4c86-9d1e-7b6a54f3c2d1"
 
 
@@ -66,7 +68,8 @@ def test_every_key_reaches_the_config():
             context: 4096
             slots: 2
             replicas: {{min: 2, max: 3}}
-            quality: {{min_top1: 0.9}}
+            quality: {{min_top1: 0.9, max_kl: 1}}
+            calibration: {{law: /srv/law.txt, a-2: /srv/a.txt}}
             aliases: [gpt-4o, Org/Model]
             split: never
         gateway: {{listen: ["[::1]:1000", "localhost:1001"], max_body: 1MiB}}
@@ -84,7 +87,8 @@ def test_every_key_reaches_the_config():
     (model,) = config.models
     assert (model.name, model.source, model.context, model.slots) == ("big", "big-*.gguf", 4096, 2)
     assert model.replicas == Replicas(2, 3)
-    assert model.quality == Budget(min_top1=0.9)
+    assert model.quality == Budget(min_top1=0.9, max_kl=1.0)
+    assert model.calibration == (("a-2", "/srv/a.txt"), ("law", "/srv/law.txt"))
     assert model.aliases == ("gpt-4o", "Org/Model")
     assert model.split is Split.NEVER
     assert config.gateway.listen == ("[::1]:1000", "localhost:1001")
@@ -107,6 +111,28 @@ def test_models_merge_by_name():
     assert str(loaded.origins["models[a].source"]) == "0.yaml:1"
     assert str(loaded.origins["models[a].name"]) == "0.yaml:1"
     assert str(loaded.origins["models[a].slots"]) == "1.yaml:1"
+
+
+def test_bounds_and_texts_merge_by_name_and_exact_takes_their_place():
+    first = (
+        "models: [{name: a, source: a, quality: {min_top1: 0.9},"
+        " calibration: {law: /l.txt, old: /o.txt}}]"
+    )
+    more = (
+        "models: {merge: [{name: a, quality: {min_top1: 0.8, max_kl: 0.1},"
+        " calibration: {law: /new.txt, it: /i.txt}}]}"
+    )
+    exact = "models: {merge: [{name: a, quality: exact}]}"
+    loaded = load(first, more)
+    (model,) = loaded.config.models
+    assert model.quality == Budget(min_top1=0.8, max_kl=0.1)
+    assert model.calibration == (("it", "/i.txt"), ("law", "/new.txt"), ("old", "/o.txt"))
+    assert str(loaded.origins["models[a].quality.max_kl"]) == "1.yaml:1"
+    assert str(loaded.origins["models[a].calibration.old"]) == "0.yaml:1"
+    assert load(first, exact).config.models[0].quality.exact
+    assert load(exact.replace("a,", "a, source: a,"), more).config.models[0].quality == (
+        Budget(min_top1=0.8, max_kl=0.1)
+    )
 
 
 def test_models_replace():
@@ -234,6 +260,42 @@ def test_all_findings_of_all_files_are_listed():
         ("models: [{name: a, source: b, slots: 1.5}]", "auto or a whole number", ""),
         ("models: [{name: a, source: b, slots: 1000}]", "from 1 to 256", ""),
         ("models: [{name: a, source: b, quality: }]", "models[0].quality has no value", "delete"),
+        (A.format("quality: hihg"), "exact or bounds, such as {min_top1: 0.95}, not", "high and"),
+        (A.format("quality: fair"), 'not "fair"', "in place of high and fair"),
+        (A.format("quality: exat"), 'not "exat"', "did you mean 'exact'?"),
+        (A.format("quality: true"), "{min_top1: 0.95}, not true", ""),
+        (A.format("quality: 0.9"), "{min_top1: 0.95}, not 0.9", "write {min_top1: 0.9}"),
+        (A.format("quality: max_kl=.1"), 'not "max_kl=.1"', "write {max_kl: 0.1}"),
+        (A.format("quality: [exact]"), "{min_top1: 0.95}, not a list", ""),
+        (A.format("quality: {}"), "quality is empty", "write bounds, such as {min_top1: 0.95}, or"),
+        (A.format("quality: {min_top: 0.9}"), 'unknown key "min_top"', "did you mean 'min_top1'?"),
+        (A.format("quality: {slots: 4}"), 'unknown key "slots"', "it belongs at models[].slots"),
+        (A.format("min_top1: 0.9"), "unknown key", "it belongs at models[].quality.min_top1"),
+        (
+            A.format("quality: {min_top1: 95}"),
+            "models[0].quality.min_top1 must be a number from 0 to 1, not 95",
+            "did you mean 0.95?",
+        ),
+        (A.format("quality: {min_top1: 950}"), "number from 0 to 1, not 950", ""),
+        (A.format("quality: {min_top1: '0.95'}"), "a number from 0 to 1", "write 0.95 without"),
+        (A.format("quality: {min_top1: 95%}"), "a number from 0 to 1", "write 0.95"),
+        (A.format("quality: {max_kl: 5%}"), "a number from 0 to 100", ""),
+        (A.format("quality: {min_top1: .nan}"), '".nan" is not a finite number', "from 0 to 1"),
+        (A.format("quality: {max_kl: .inf}"), '".inf" is not a finite number', "from 0 to 100"),
+        (A.format("quality: {min_top1: 9e-1}"), "a number to some YAML programs", "write 0.9"),
+        (A.format("quality: {max_kl: 1e99}"), "a number to some YAML programs", "from 0 to 100"),
+        (A.format("quality: {min_top1: }"), "min_top1 has no value", "a number from 0 to 1"),
+        (A.format("quality: {max_perplexity_ratio: 0.9}"), "a number from 1 to 100, not 0.9", ""),
+        (
+            A.format("calibration: {Law: /l}"),
+            "calibration: a name has lower-case letters, digits and hyphens, at most 32, not",
+            "",
+        ),
+        (A.format("calibration: {law: l.txt}"), "absolute path of a text file, not", ""),
+        (A.format("calibration: {law: [/l]}"), "absolute path of a text file, not a list", ""),
+        (A.format("calibration: {law: }"), "calibration.law has no value", "absolute path"),
+        (A.format("calibration: /l.txt"), "text files by the name of their kind", ""),
+        (A.format(f"calibration: {{{NINE}}}"), "has 9 keys; it must have at most 8", ""),
         ("gateway: {listen: []}", "it must have at least 1", ""),
         ("gateway: {listen: ['9337']}", "an IP address and a port", ""),
         ("console: {enabled: 'yes'}", "true or false", "write true without quotes"),
@@ -269,6 +331,10 @@ def test_weak_guesses_are_not_made():
         ("models: [{name: a, source: ../y.gguf}]", "climb out"),
         ("models: [{name: a, source: 'y/'}]", "not the name of a file"),
         ("models: [{name: a, source: y, replicas: {min: 3, max: 2}}]", "above max"),
+        (
+            A.format("quality: {min_top1: .9}, calibration: {code: /c.txt}"),
+            "code is the name of a kind of text that is shipped",
+        ),
         ("gateway: {listen: ['127.0.0.1:3131']}", "the console cannot listen on 127.0.0.1:3131"),
         ("console: {listen: '0.0.0.0:9337'}", "the console cannot listen on"),
         ("console: {listen: '[::]:9337'}", "the console cannot listen on"),
@@ -313,6 +379,9 @@ def test_meaning_errors(text, message):
         "mesh: {name: lab, peers: [box1, '10.0.0.2:9338', '[fd00::1]'], preset: wan, core: never}",
         "demand: {half_life: 2h, dwell: 90s}",
         "models: []",
+        A.format("quality: {max_perplexity_ratio: 1, min_top1: 0.5}, calibration: {law: /l.txt}"),
+        A.format("calibration: {}"),
+        "models:\n  - name: a\n    source: b\n    calibration:\n",
     ],
 )
 def test_what_is_in_order(text):
@@ -331,7 +400,10 @@ def test_what_is_in_order(text):
             Severity.WARNING,
             "2 slots of 16777216 tokens",
         ),
-        ("models: [{name: a, source: x, quality: fair}]", Severity.NOTE, "quality fair"),
+        (A.format("quality: {min_top1: 1}"), Severity.NOTE, "min_top1: 1 is kept by no part of"),
+        (A.format("quality: {max_kl: 0, min_top1: .9}"), Severity.NOTE, "max_kl: 0 is kept by no"),
+        (A.format("quality: {min_top1: 0}"), Severity.WARNING, "kept by any part of a model"),
+        (A.format("calibration: {law: /l.txt}"), Severity.NOTE, 'the quality of "a" is exact'),
     ],
 )
 def test_warnings_and_notes_leave_it_usable(text, severity, message):

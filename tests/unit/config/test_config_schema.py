@@ -14,10 +14,11 @@ from meshd.config.build import to_data
 from meshd.config.findings import SourceFile
 from meshd.config.layers import parse_layers
 from meshd.config.reference import mesh_yaml, with_reference
-from meshd.config.schema import published, resolved, validator
+from meshd.config.schema import is_list_change, published, resolved, validator
 from meshd.config.settings import Config, ModelSettings
 from meshd.config.shape_words import WORDS
 from meshd.config.sizes import format_size, parse_size
+from meshd.quality import Budget
 
 ROOT = Path(__file__).parents[3]
 ANNOTATIONS = {"$schema", "$id", "$ref", "$defs", "title", "description", "default", "examples"}
@@ -35,6 +36,8 @@ def schemas(schema, path=""):
     for index, sub in enumerate(schema.get("anyOf", ())):
         yield from schemas(sub, f"{path}|{index}")
     yield from schemas(schema.get("items"), f"{path}[]")
+    yield from schemas(schema.get("additionalProperties"), f"{path}/*")
+    yield from schemas(schema.get("propertyNames"), f"{path}/?")
 
 
 def keys(schema, path=""):
@@ -42,8 +45,13 @@ def keys(schema, path=""):
     for name, sub in resolved(schema).get("properties", {}).items():
         yield f"{path}.{name}", sub
         yield from keys(sub, f"{path}.{name}")
+        for branch in resolved(sub).get("anyOf", ()):
+            if not is_list_change(branch):
+                yield from keys(branch, f"{path}.{name}")
 
 
+BOUNDS = {f"models[].quality.{field.name}" for field in dataclasses.fields(Budget)}
+WITHOUT_DEFAULT = {"models[].name", "models[].source", *BOUNDS}
 ALL_KEYS = [*keys(published()), *keys(published()["$defs"]["modelKeys"], "models[]")]
 
 
@@ -60,7 +68,9 @@ def test_every_keyword_has_words_for_people():
 def test_unknown_keys_are_refused_everywhere():
     for path, schema in schemas(published()):
         if "object" in schema.get("type", ()):
-            assert schema.get("additionalProperties") is False, path
+            # Where people choose the names, there are rules for names.
+            known = "propertyNames" not in schema
+            assert (schema.get("additionalProperties") is False) is known, path
 
 
 @pytest.mark.parametrize(("path", "schema"), ALL_KEYS, ids=[path for path, _ in ALL_KEYS])
@@ -69,7 +79,7 @@ def test_every_key_is_explained(path, schema):
     assert schema["description"].endswith(".")
     if "properties" not in resolved(schema):
         assert schema["examples"]
-        assert "default" in schema or path in ("models[].name", "models[].source")
+        assert "default" in schema or path in WITHOUT_DEFAULT
     check = validator().evolve(schema={**schema, "$defs": published()["$defs"]})
     for value in [
         *schema.get("examples", ()),
@@ -141,7 +151,7 @@ def test_every_commented_default_of_the_shipped_file_is_what_it_says():
     every = parse_layers([SourceFile("mesh.yaml", uncommented)])
     assert every.config == shipped.config
     assert every.findings == ()
-    leaves = [path for path, schema in ALL_KEYS if "properties" not in resolved(schema)]
+    leaves = {path for path, schema in ALL_KEYS if "properties" not in resolved(schema)} - BOUNDS
     set_here = {re.sub(r"\[.*?\]", "[]", path) for path in every.origins}
     assert {path.strip(".") for path in leaves if "merge" not in path} - {".models"} <= set_here
 
