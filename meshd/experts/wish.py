@@ -49,7 +49,10 @@ class RankingWish:
 
 @dataclass(frozen=True, slots=True)
 class ShardWish:
-    """:ivar key: `experts.shard_key`. :ivar holders: who has the whole model's logits."""
+    """:ivar key: `experts.shard_key`. :ivar holders: who has the whole model's logits.
+
+    :ivar computes: whether this node is to compute those, where nobody has them.
+    """
 
     key: str
     fingerprint: str
@@ -59,6 +62,7 @@ class ShardWish:
     selection: Selection
     texts: tuple[Text, ...]
     holders: tuple[Holder, ...] = ()
+    computes: bool = True
 
 
 class WorkStage(StrEnum):
