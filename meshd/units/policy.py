@@ -64,7 +64,7 @@ def load_policy(
         warnings = (f"what was allowed last still counts, the configuration is bad: {error}",)
     tried = _tried(replace(paths, config=trial), root)
     programs = (*_SYSTEM_PROGRAM_DIRS, *_engine_dirs(paths))
-    model_dirs = (*allowed.model_dirs, *tried.model_dirs)
+    model_dirs = (*allowed.model_dirs, *tried.model_dirs, _shards(paths))
     sources = (*allowed.sources, *tried.sources)
     keyed = read_keys(paths.keys).configured
     listen = frozenset(
@@ -92,6 +92,14 @@ def look(spec: EngineSpec, paths: Paths, *, root: int = 0) -> dict[str, Seen]:
     """What lies at the paths that a spec names."""
     engine = os.path.realpath(paths.state / "engine")
     return {path: _seen(path, engine, root) for path in named(spec)}
+
+
+def _shards(paths: Paths) -> str:
+    """Where the brain puts models with a part of their experts.
+
+    The state folder is root's to move; below it the brain could lay a link to anywhere.
+    """
+    return str(Path(os.path.realpath(paths.state)) / paths.shards.relative_to(paths.state))
 
 
 def _engine_dirs(paths: Paths) -> Iterator[str]:

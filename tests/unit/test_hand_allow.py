@@ -248,6 +248,57 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path, spec: EngineSpec) -
     assert "/etc/mesh allows" in check(tmp_path, spec)[0]
 
 
+def shard(tmp_path: Path, spec: EngineSpec, name: str = "key/model.gguf") -> EngineSpec:
+    """An engine that reads what lies below the folder of shards under this name."""
+    path = str(under(tmp_path).shards / name)
+    return replace(spec, argv=(*spec.argv[:2], path, *spec.argv[3:]), reads=(path,))
+
+
+def test_a_shard_passes_whatever_the_configuration_says(tmp_path: Path, spec: EngineSpec) -> None:
+    configure(tmp_path, "")
+    file = under(tmp_path).shards / "key/model.gguf"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"GGUF")
+    assert check(tmp_path, shard(tmp_path, spec)) == ()
+    for name in ("../shards-2/model.gguf", "../experts/model.gguf", "../model.gguf"):
+        other = (under(tmp_path).shards / name).resolve()
+        other.parent.mkdir(exist_ok=True)
+        other.write_bytes(b"GGUF")
+        reads = replace(
+            spec, argv=(*spec.argv[:2], str(other), *spec.argv[3:]), reads=(str(other),)
+        )
+        assert "/etc/mesh allows" in check(tmp_path, reads)[0]
+
+
+@pytest.mark.parametrize("what", ["key/model.gguf", "key", "."])
+def test_no_link_leads_out_of_the_folder_of_shards(
+    tmp_path: Path, spec: EngineSpec, what: str
+) -> None:
+    """Neither a file, nor a folder, nor the folder of shards itself, which is the brain's."""
+    configure(tmp_path, "")
+    secret = tmp_path / "secret/key/model.gguf"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("x")
+    link = under(tmp_path).shards / what
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path / "secret" / what)
+    assert (under(tmp_path).shards / "key/model.gguf").read_text() == "x"
+    assert "/etc/mesh allows" in check(tmp_path, shard(tmp_path, spec))[0]
+
+
+def test_a_state_folder_that_root_has_moved_keeps_its_shards(
+    tmp_path: Path, spec: EngineSpec
+) -> None:
+    configure(tmp_path, "")
+    state = under(tmp_path).state
+    state.rename(tmp_path / "moved")
+    state.symlink_to(tmp_path / "moved")
+    file = under(tmp_path).shards / "model.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF")
+    assert check(tmp_path, shard(tmp_path, spec, "model.gguf")) == ()
+
+
 @pytest.mark.parametrize("what", ["usr/bin/llama-server", "usr/bin", "."])
 def test_a_program_that_may_be_replaced_is_refused(
     tmp_path: Path, spec: EngineSpec, what: str
