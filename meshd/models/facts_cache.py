@@ -15,7 +15,7 @@ from meshd.models.gguf_facts import read_facts, split_files
 from meshd.models.gguf_header import GgufError
 
 # To be raised when the same header gives other facts than before.
-_FORMAT = 2
+_FORMAT = 3
 _ENTRIES_MAX = 256
 _CACHE_BYTES_MAX = 32 << 20
 

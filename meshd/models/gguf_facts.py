@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gguf.constants import LlamaFileType, PoolingType
 
+from meshd.experts.anatomy import UndividableError, anatomy
 from meshd.models import layer_patterns
 from meshd.models.facts import GgufFacts, LayerFacts
 from meshd.models.gguf_header import Array, GgufError, Header, Tensor, read_header
@@ -19,6 +20,8 @@ SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf
 SPLITS_MAX = 512
 _BLOCK = re.compile(r"blk\.(\d{1,4})\.")
 _EXPERTS = re.compile(r"\.ffn_(gate|up|down|gate_up)_(ch)?exps")  # what --n-cpu-moe moves
+# The rest of what has one row or value an expert: experts/anatomy.py.
+_ROUTER = re.compile(r"\.(ffn_gate_inp\.(weight|bias)|exp_probs_b(_vl)?(\.(bias|weight))?)$")
 # LLM_TENSOR_LAYER_INPUT in llama-arch.cpp: looked up, not multiplied, so kept on the host.
 _INPUT = re.compile(r"(token_embd|position_embd|token_types|per_layer_token_embd)\.")
 _TOKENIZER = ("tokens", "token_type", "merges", "pre", "model")
@@ -29,23 +32,33 @@ def read_facts(path: Path) -> GgufFacts:
 
     :raises GgufError: a file is missing, damaged, or lacks what an engine needs.
     """
-    files = split_files(path)
-    headers = [read_header(file) for file in files]
+    files, headers = read_headers(path)
     first = headers[0]
-    _check_split(files, headers)
     architecture = first.metadata.get("general.architecture")
     if not isinstance(architecture, str) or not re.fullmatch(r"[\w.-]{1,64}", architecture):
         raise GgufError(f"{files[0]}: general.architecture is missing or no name")
     metadata = Metadata(files[0], first.metadata, architecture)
     tensors = [tensor for header in headers for tensor in header.tensors]
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise GgufError(f"{files[0]}: two parts hold the same tensor")
     return _facts(
         metadata,
         tensors,
         files=tuple(str(file) for file in files),
         file_bytes=sum(header.file_bytes for header in headers),
     )
+
+
+def read_headers(path: Path) -> tuple[tuple[Path, ...], list[Header]]:
+    """Every part of a model and its header.
+
+    :raises GgufError: one is missing, damaged, or does not belong to the others.
+    """
+    files = split_files(path)
+    headers = [read_header(file) for file in files]
+    _check_split(files, headers)
+    names = [tensor.name for header in headers for tensor in header.tensors]
+    if len(set(names)) != len(names):
+        raise GgufError(f"{files[0]}: two parts hold the same tensor")
+    return files, headers
 
 
 def split_files(path: Path) -> tuple[Path, ...]:
@@ -99,7 +112,10 @@ class _Sizes:
 
     layer: dict[int, int] = field(default_factory=dict)
     experts: dict[int, int] = field(default_factory=dict)
+    routers: dict[int, int] = field(default_factory=dict)
     largest: dict[int, int] = field(default_factory=dict)
+    largest_dense: dict[int, int] = field(default_factory=dict)
+    expert_elements: int = 0
     input: int = 0
     output: int = 0
     other: int = 0
@@ -116,6 +132,14 @@ def _sizes(tensors: Iterable[Tensor]) -> _Sizes:
             sizes.largest[number] = max(sizes.largest.get(number, 0), tensor.size_bytes)
             if _EXPERTS.search(tensor.name):
                 sizes.experts[number] = sizes.experts.get(number, 0) + tensor.size_bytes
+                sizes.expert_elements += tensor.elements
+            elif _ROUTER.search(tensor.name):
+                sizes.routers[number] = sizes.routers.get(number, 0) + tensor.size_bytes
+                sizes.expert_elements += tensor.elements
+            else:
+                sizes.largest_dense[number] = max(
+                    sizes.largest_dense.get(number, 0), tensor.size_bytes
+                )
         elif _INPUT.match(tensor.name):
             sizes.input += tensor.size_bytes
             if tensor.name == "token_embd.weight":
@@ -145,6 +169,7 @@ def _facts(
     )
     tied = "output.weight" not in shapes
     pooling = metadata.number("pooling_type", 0)
+    groups, undividable = (0, "") if mmproj else _expert_groups(metadata, tensors)
     return GgufFacts(
         files=files,
         file_bytes=file_bytes,
@@ -175,7 +200,20 @@ def _facts(
         ),
         mla_key_length=_mla_key_length(metadata),
         tools=_tools(metadata),
+        expert_groups=groups,
+        undividable=undividable,
+        expert_parameters=sizes.expert_elements,
+        expert_groups_used=metadata.number("expert_group_used_count", 0) if groups else 0,
     )
+
+
+def _expert_groups(metadata: Metadata, tensors: list[Tensor]) -> tuple[int, str]:
+    """How many, and why no shard can be made of the experts."""
+    try:
+        found = anatomy(metadata, tensors)
+    except UndividableError as error:
+        return 0, error.message
+    return (found.groups if found else 0), ""
 
 
 def _tools(metadata: Metadata) -> bool:
@@ -251,6 +289,8 @@ def _layers(metadata: Metadata, sizes: _Sizes, embedding: int) -> tuple[LayerFac
                 heads=heads[number],
                 feed_forward=feed_forward[number],
                 largest_tensor_bytes=sizes.largest[number],
+                largest_dense_bytes=sizes.largest_dense.get(number, 0),
+                router_bytes=sizes.routers.get(number, 0),
             )
         )
     return tuple(layers)

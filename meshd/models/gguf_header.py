@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -93,11 +93,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
+    """:ivar spans: of each metadata key: first byte of its entry in the file, and the one after."""
+
     version: int
     metadata: dict[str, Scalar | Array]
     tensors: tuple[Tensor, ...]
     data_offset: int
     file_bytes: int
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -218,7 +221,7 @@ def _parse(cursor: _Cursor, file_bytes: int) -> Header:
         raise cursor.fail(f"claims {key_count} metadata keys, more than the {KEYS_MAX} allowed")
     if tensor_count > TENSORS_MAX:
         raise cursor.fail(f"claims {tensor_count} tensors, more than the {TENSORS_MAX} allowed")
-    metadata = _metadata(cursor, key_count)
+    metadata, spans = _metadata(cursor, key_count)
     alignment = metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
     if (
         type(alignment) is not int
@@ -229,7 +232,7 @@ def _parse(cursor: _Cursor, file_bytes: int) -> Header:
     tensors = tuple(_tensor(cursor, alignment) for _ in range(tensor_count))
     data_offset = -(-cursor.at // alignment) * alignment
     _check_layout(cursor, tensors, data_offset, file_bytes)
-    return Header(version, metadata, tensors, data_offset, file_bytes)
+    return Header(version, metadata, tensors, data_offset, file_bytes, spans)
 
 
 def _version(cursor: _Cursor) -> int:
@@ -249,10 +252,15 @@ def _version(cursor: _Cursor) -> int:
     raise cursor.fail(f"is GGUF version {version}; known are 2 and 3")
 
 
-def _metadata(cursor: _Cursor, count: int) -> dict[str, Scalar | Array]:
+def _metadata(
+    cursor: _Cursor, count: int
+) -> tuple[dict[str, Scalar | Array], dict[str, tuple[int, int]]]:
+    """Values by key, and where each entry lies."""
     metadata: dict[str, Scalar | Array] = {}
+    spans: dict[str, tuple[int, int]] = {}
     strings_left = STRINGS_IN_ARRAYS_MAX
     for _ in range(count):
+        start = cursor.at
         key = cursor.name("a metadata key", KEY_BYTES_MAX)
         if key in metadata:
             raise cursor.fail(f"metadata key {key} is there twice")
@@ -265,7 +273,8 @@ def _metadata(cursor: _Cursor, count: int) -> dict[str, Scalar | Array]:
             metadata[key] = array
         else:
             metadata[key] = cursor.scalar(_SCALARS[kind])
-    return metadata
+        spans[key] = (start, cursor.at)
+    return metadata, spans
 
 
 def _value_type(cursor: _Cursor, key: str) -> GGUFValueType:

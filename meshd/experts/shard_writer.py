@@ -1,0 +1,360 @@
+"""Writes the file of a shard from the files of its model.
+
+Blocks of some megabytes are read, written and hashed; three threads share that work, since none of
+it holds the interpreter's lock. The source is read rather than mapped: mapped pages would count as
+this process's memory, and a file that becomes shorter meanwhile would end it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from meshd.errors import UserError
+from meshd.experts.ranking import Selection
+from meshd.experts.shard_layout import ZEROS, Run, ShardLayout, Source, shard_layout
+from meshd.experts.write_journal import Checkpoint, WriteJournal
+from meshd.files import sync_folder
+from meshd.models.fingerprint import fingerprint
+from meshd.models.gguf_facts import read_headers
+
+_BLOCK_BYTES = 8 << 20
+_BLOCKS_MAX = 4
+# What a killed run loses at most; a checkpoint syncs, which hurts where there are many.
+_CHECKPOINT_BYTES = 256 << 20
+# For the journal, and so that a file system is not filled to its last byte.
+_STAYS_FREE_BYTES = 64 << 20
+_NO_FINGERPRINT = "0" * 16
+
+Progress = Callable[[int, int], None]
+
+
+class StoppedError(UserError):
+    """The caller asked for it; what was written is gone on with the next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """:ivar sha256: of the whole file, 64 hex digits."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+
+
+def shard_bytes(files: tuple[str, ...], selection: Selection) -> int:
+    """Size of the file that `write_shard` would write.
+
+    :raises UserError: no shard can be made of these files, or not with these experts.
+    """
+    return shard_layout(_source(files, _NO_FINGERPRINT), selection).size_bytes
+
+
+def write_shard(
+    files: tuple[str, ...],
+    selection: Selection,
+    target: Path,
+    *,
+    progress: Progress,
+    stopped: Callable[[], bool],
+) -> Written:
+    """Write `target` anew, or go on with what an interrupted run wrote of it.
+
+    Blocks for as long as that takes, so it is for a thread. Until it is whole and synced, the file
+    has another name (`partial_files`), by which it is found again.
+
+    :param files: all parts of the model, in order.
+    :param progress: is told the bytes that are done, and how many there will be.
+    :param stopped: is asked before each block.
+
+    :raises StoppedError: `stopped` said so.
+    :raises UserError: no shard can be made of these files, or not with these experts; there is no
+        room; the source changed; another process writes the same.
+    :raises OSError: the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        sources = [stack.enter_context(_OpenSource(file)) for file in files]
+        layout = shard_layout(_source(files, _fingerprint(files)), selection)
+        partial, journal_path = partial_files(target)
+        output = _locked(partial, stack)
+        identity = hashlib.sha256(
+            layout.header + repr([source.signature for source in sources]).encode()
+        ).hexdigest()
+        journal = WriteJournal(journal_path, identity)
+        stack.callback(journal.close)
+        try:
+            job = _Job(layout, sources, output, journal, progress, stopped)
+            sha256 = job.run(target.parent)
+            for source in sources:
+                source.check_unchanged()
+            os.fchmod(output, 0o644)
+            os.fsync(output)
+        except _ChangedError as error:
+            discard(target)
+            raise UserError(error.message, hint=error.hint) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                discard(target)
+                raise UserError(
+                    f"{target.parent}: no room for a shard of {layout.size_bytes / 1e9:.2f} GB: "
+                    f"{error.strerror}",
+                    hint="free some of it",
+                ) from error
+            raise
+        partial.replace(target)
+        journal_path.unlink()
+        sync_folder(target.parent)
+    return Written(target, layout.size_bytes, sha256)
+
+
+def partial_files(target: Path) -> tuple[Path, Path]:
+    """Names of what is written of `target`, and of its journal, until it is whole."""
+    return target.with_name(f".{target.name}.part"), target.with_name(f".{target.name}.journal")
+
+
+def discard(target: Path) -> None:
+    """Remove what an interrupted run left of `target`, if there is anything.
+
+    :raises OSError: it cannot be removed.
+    """
+    for path in partial_files(target):
+        path.unlink(missing_ok=True)
+
+
+class _ChangedError(UserError):
+    """The source is not what it was, so what was written is of no use."""
+
+
+class _OpenSource:
+    """A file of the model, open, and how it was when it was opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror or error}") from error
+        self.signature = self._signature(os.fstat(self._file))
+
+    def __enter__(self) -> _OpenSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    @staticmethod
+    def _signature(status: os.stat_result) -> tuple[int, int, int]:
+        return status.st_size, status.st_mtime_ns, status.st_ino
+
+    def read(self, into: memoryview, start: int) -> None:
+        done = 0
+        while done < len(into):
+            try:
+                count = os.preadv(self._file, [into[done:]], start + done)
+            except OSError as error:
+                raise UserError(f"{self.path}: {error.strerror or error}") from error
+            if not count:
+                raise self._changed()
+            done += count
+
+    def check_unchanged(self) -> None:
+        try:
+            found = Path(self.path).stat()
+        except OSError as error:
+            raise self._changed() from error
+        if not self._signature(found) == self._signature(os.fstat(self._file)) == self.signature:
+            raise self._changed()
+
+    def _changed(self) -> _ChangedError:
+        return _ChangedError(
+            f"{self.path}: it changed while a shard was made of it",
+            hint="it is begun anew from what is there now",
+        )
+
+
+class _Job:
+    """One run of the writer."""
+
+    def __init__(
+        self,
+        layout: ShardLayout,
+        sources: Sequence[_OpenSource],
+        output: int,
+        journal: WriteJournal,
+        progress: Progress,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._layout = layout
+        self._sources = sources
+        self._output = output
+        self._journal = journal
+        self._progress = progress
+        self._stopped = stopped
+        self._digest = hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(1, "shard-hash")
+        self._syncing = ThreadPoolExecutor(1, "shard-sync")
+
+    def run(self, folder: Path) -> str:
+        """Returns the whole file's SHA-256."""
+        with self._hashing, self._syncing:
+            done = self._verified()
+            os.ftruncate(self._output, done)
+            self._check_room(folder, self._layout.size_bytes - done)
+            self._write(done)
+            return self._digest.hexdigest()
+
+    def _verified(self) -> int:
+        """How much of what lies there is as the journal says. Leaves the digest there."""
+        checkpoints = self._journal.checkpoints
+        good, good_digest, end = 0, self._digest.copy(), 0
+        block = memoryview(bytearray(_BLOCK_BYTES))
+        for one in checkpoints:
+            if one.end > self._layout.size_bytes:
+                break
+            while end < one.end:
+                self._may_go_on()
+                count = os.preadv(self._output, [block[: min(len(block), one.end - end)]], end)
+                if not count:
+                    break
+                self._digest.update(block[:count])
+                end += count
+                self._progress(end, self._layout.size_bytes)
+            if end != one.end or self._digest.hexdigest() != one.sha256:
+                break
+            good, good_digest = good + 1, self._digest.copy()
+        self._digest = good_digest
+        self._journal.keep(good)
+        return checkpoints[good - 1].end if good else 0
+
+    def _write(self, done: int) -> None:
+        total = self._layout.size_bytes
+        spare: deque[memoryview] = deque(
+            memoryview(bytearray(_BLOCK_BYTES)) for _ in range(_BLOCKS_MAX)
+        )
+        hashed: deque[tuple[memoryview, Future[None]]] = deque()
+        synced: Future[None] | None = None
+        next_checkpoint = done + _CHECKPOINT_BYTES
+        for block in _blocks(self._layout, done):
+            self._may_go_on()
+            if not spare:
+                buffer, future = hashed.popleft()
+                future.result()
+                spare.append(buffer)
+            buffer = spare.popleft()
+            size = self._fill(buffer, block)
+            self._put(buffer[:size], done)
+            done += size
+            hashed.append((buffer, self._hashing.submit(self._digest.update, buffer[:size])))
+            if done >= next_checkpoint:
+                next_checkpoint = done + _CHECKPOINT_BYTES
+                if synced is not None:
+                    synced.result()
+                so_far = self._hashing.submit(lambda: self._digest.copy().hexdigest())
+                synced = self._syncing.submit(self._checkpoint, done, so_far)
+            self._progress(done, total)
+        for _, future in hashed:
+            future.result()
+        if synced is not None:
+            synced.result()
+
+    def _may_go_on(self) -> None:
+        if self._stopped():
+            raise StoppedError("the writing of a shard was stopped; it goes on from there")
+
+    def _fill(self, buffer: memoryview, block: Sequence[Run]) -> int:
+        filled = 0
+        for run in block:
+            piece = buffer[filled : filled + run.size]
+            if run.source == ZEROS:
+                piece[:] = bytes(run.size)
+            elif run.source == _HEADER:
+                piece[:] = self._layout.header[run.start : run.start + run.size]
+            else:
+                self._sources[run.source].read(piece, run.start)
+            filled += run.size
+        return filled
+
+    def _put(self, data: memoryview, start: int) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._output, data[done:], start + done)
+
+    def _checkpoint(self, end: int, sha256: Future[str]) -> None:
+        os.fdatasync(self._output)
+        self._journal.add(Checkpoint(end, sha256.result()))
+
+    def _check_room(self, folder: Path, needed: int) -> None:
+        status = os.statvfs(folder)
+        free = status.f_bavail * status.f_frsize
+        if needed + _STAYS_FREE_BYTES > free:
+            raise UserError(
+                f"{folder}: a shard needs {needed / 1e9:.2f} GB more there, and "
+                f"{_STAYS_FREE_BYTES / 1e9:.2f} GB have to stay free; {free / 1e9:.2f} GB are",
+                hint="free some of it",
+            )
+
+
+_HEADER = -2
+"""In place of a source's number: bytes of the layout's header."""
+
+
+def _blocks(layout: ShardLayout, start: int) -> Iterator[list[Run]]:
+    """Runs that together fill one block after the other, from that byte of the file on."""
+    block: list[Run] = []
+    left, skip = _BLOCK_BYTES, start
+    for run in (Run(_HEADER, 0, len(layout.header)), *layout.runs):
+        first = min(skip, run.size)
+        skip -= first
+        while first < run.size:
+            size = min(run.size - first, left)
+            block.append(Run(run.source, run.start + first, size))
+            first, left = first + size, left - size
+            if not left:
+                yield block
+                block, left = [], _BLOCK_BYTES
+    if block:
+        yield block
+
+
+def _locked(partial: Path, stack: ExitStack) -> int:
+    """The unfinished file, open and this process's alone."""
+    output = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    stack.callback(os.close, output)
+    try:
+        fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The other one may have finished, and given the file its name, since it was opened.
+        if os.path.samestat(os.fstat(output), partial.stat()):
+            return output
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    raise UserError(f"{partial}: another process writes it")
+
+
+def _fingerprint(files: tuple[str, ...]) -> str:
+    try:
+        return fingerprint([Path(file) for file in files])
+    except OSError as error:
+        raise UserError(f"{error.filename or files[0]}: {error.strerror or error}") from error
+
+
+def _source(files: tuple[str, ...], content: str) -> Source:
+    if not files:
+        raise UserError("a shard is made of a model, and none was named")
+    first = Path(files[0])
+    found, headers = read_headers(first)
+    if [str(one) for one in found] != [str(Path(file).absolute()) for file in files]:
+        raise UserError(f"{first}: the model has {len(found)} files, not these {len(files)}")
+    with contextlib.suppress(OSError), first.open("rb") as file:
+        keys = file.read(headers[0].data_offset)
+        if len(keys) == headers[0].data_offset:
+            return Source(first, headers, keys, content)
+    raise UserError(f"{first}: it changed while it was read")
