@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,10 @@ Selection = tuple[tuple[int, ...], ...]
 """By block: ids of the experts that are kept, ascending; () of a block without routed experts. All
 others have the same number, since GGUF has one expert count for the whole model.
 """
+
+
+class RankingError(Exception):
+    """There is no ranking, or none that can be believed; the message says why in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,12 @@ class Ranking:
     counts: tuple[tuple[int, ...], ...]
 
     @cached_property
+    def digest(self) -> str:
+        """16 hex digits: equal for all who chose experts by the same counts."""
+        said = f"{self.fingerprint}\n{self.calibration}\n{self.counts}"
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    @cached_property
     def orders(self) -> tuple[tuple[int, ...], ...]:
         """By block: all experts, most often chosen first, of equals the lower id."""
         return tuple(
@@ -40,3 +51,9 @@ class Ranking:
         counts = self.counts[block]
         total = sum(counts)
         return sum(counts[one] for one in kept) / total if total else 1.0
+
+    def masses(self, selection: Selection) -> tuple[float, ...]:
+        """What a selection keeps of each block's choices, in order, of those that have any experts;
+        a shard's mass is their mean.
+        """
+        return tuple(self.mass(block, ids) for block, ids in enumerate(selection) if ids)
