@@ -12,6 +12,7 @@ from meshd.mesh.view import MemberView, MeshView
 from meshd.mesh_share import Share
 from meshd.planner.mesh_plan import Placement
 from meshd.report import PLANNED, Lost, Piece, Placed, PlacedOn, Possible
+from meshd.shard_status import shards_of
 from meshd.status import STANDING, ModelStatus
 
 _POSSIBLE_MOST = 16
@@ -142,6 +143,7 @@ def member_lines(
             models=tuple(
                 one.model for one in member.record.assignments if one.stage is Stage.READY
             ),
+            shards=tuple(shards_of(member.record, me=member.id == view.me)),
         )
         for member in view.members
     )

@@ -104,16 +104,30 @@ def shortfalls(budget: Budget, measured: Iterable[Fidelity]) -> tuple[str, ...]:
     missed = []
     for one in known:
         if budget.min_top1 is not None and not one.top1 >= budget.min_top1:
-            missed.append(f"top-1 agreement on {one.domain} is {one.top1:.3f}, not "
+            found = rounded_down(one.top1, 3)
+            missed.append(f"top-1 agreement on {one.domain} is {found:.3f}, not "
                           f"{budget.min_top1:g}")  # fmt: skip
         most = budget.max_perplexity_ratio
         if most is not None and not one.perplexity_ratio <= most:
-            missed.append(f"perplexity on {one.domain} is {one.perplexity_ratio:.3f} times the "
+            found = rounded_up(one.perplexity_ratio, 3)
+            missed.append(f"perplexity on {one.domain} is {found:.3f} times the "
                           f"model's, at most {most:g} may be")  # fmt: skip
         if budget.max_kl is not None and not one.kl <= budget.max_kl:
-            missed.append(f"KL divergence on {one.domain} is {one.kl:.3f}, at most "
+            missed.append(f"KL divergence on {one.domain} is {rounded_up(one.kl, 3):.3f}, at most "
                           f"{budget.max_kl:g} may be")  # fmt: skip
     return tuple(missed)
+
+
+def rounded_down(value: float, digits: int) -> float:
+    """What misses a least must not look as if it kept it; likewise `rounded_up` and a most."""
+    # As it is written: 0.29 is a little less than that in binary, and is no 0.28.
+    scaled = round(value * 10.0**digits, 6)
+    return math.floor(scaled) / 10.0**digits if math.isfinite(scaled) else value
+
+
+def rounded_up(value: float, digits: int) -> float:
+    scaled = round(value * 10.0**digits, 6)
+    return math.ceil(scaled) / 10.0**digits if math.isfinite(scaled) else value
 
 
 def worst(measured: Iterable[Fidelity]) -> Fidelity | None:

@@ -18,7 +18,9 @@ from meshd.pipeline import Answers, Proposal
 from meshd.planner.layout import RAM
 from meshd.planner.view import NodeView
 from meshd.progress import Verdict
+from meshd.quality import quality_of
 from meshd.report import Change, PlanReport
+from meshd.shard_status import with_shards
 from meshd.split_status import lent_status, with_split
 from meshd.status import (
     DeviceStatus,
@@ -91,7 +93,8 @@ def node_status(
         here, elsewhere = [], followed_status(ways.followed)
     elif drain is not None:
         here = [replace(one, state=ModelState.DRAINED, detail=_DRAINED) for one in here]
-    models = in_order((*here, *elsewhere), [model.name for model in loaded.config.models])
+    known = [_with_shards(model, proposal) for model in (*here, *elsewhere)]
+    models = in_order(tuple(known), [model.name for model in loaded.config.models])
     degraded = (*degraded, *proposal.refused)
     said = (drain.words if drain else "", *degraded, mesh.problem if mesh else "")
     config = loaded.config
@@ -113,6 +116,21 @@ def node_status(
         drain=drain,
         lends=lent_status(proposal.share) if proposal.share else (),
         units=split_units(proposal.engines),
+    )
+
+
+def _with_shards(model: ModelStatus, proposal: Proposal) -> ModelStatus:
+    decision = proposal.plan.decision(model.name)
+    candidate = proposal.node.candidate(model.name)
+    share = proposal.share
+    placement = share.plan.placement(model.name) if share else None
+    return with_shards(
+        model,
+        decision.shard if decision else None,
+        proposal.node.name,
+        share.view if share else None,
+        experts_all=candidate.facts.experts if candidate and candidate.facts else 0,
+        budget=quality_of(placement.quality) if placement else None,
     )
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from meshd import __version__
 from meshd.gateway.routes import Front, ModelState, Route, RoutingTable, Target
 from meshd.load_times import Load
+from meshd.mesh.record import ShardStage
 from meshd.own_record import capabilities
-from meshd.planner.plan import Code, Decision, Plan
+from meshd.planner.plan import Code, Decision, Plan, Strategy
 from meshd.planner.view import NodeView
+from meshd.shard_line import ShardStatus
 from meshd.units.spec import EngineKind, EngineState, EngineStatus
 
 # Notes about GPUs stand among the blockers of a model that does not fit.
@@ -31,6 +33,7 @@ class ModelStatus:
     :ivar progress: of loading, 0 to 1 in steps of a tenth; 0 when it is not known.
     :ivar idle: nobody asks for it, and it is loaded only when somebody does.
     :ivar tokens_s: predicted decode speed of one request, 0 when unknown.
+    :ivar shards: all nodes' expert shards of it, this node's first.
     """
 
     name: str
@@ -50,6 +53,14 @@ class ModelStatus:
     over: tuple[str, ...] = ()
     progress: float = 0.0
     tokens_s: float = 0.0
+    shards: tuple[ShardStatus, ...] = ()
+
+    @property
+    def shard(self) -> ShardStatus | None:
+        """The one that it is to be served from here."""
+        if self.strategy != Strategy.EXPERT_SHARD:
+            return None
+        return next((one for one in self.shards if one.me and one.stage == ShardStage.READY), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +303,7 @@ def routing_table(
         facts = candidate.facts if candidate else None
         targets: tuple[Target, ...] = ()
         load = (loads or {}).get(decision.model)
+        shard = decision.shard
         if decision.served:
             targets = (
                 Target(
@@ -304,6 +316,10 @@ def routing_table(
                     load_s=load.load_s if load else 0.0,
                     since_s=load.since_s if load else 0.0,
                     split=bool(decision.links),
+                    shard=shard.key if shard else "",
+                    experts=shard.experts if shard else 0,
+                    experts_all=shard.experts_all if shard else 0,
+                    measured=shard.measured if shard else (),
                 ),
             )
         routes.append(

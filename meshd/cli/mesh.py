@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from meshd.config.settings import MeshSettings
     from meshd.mesh.member_line import MemberLine
     from meshd.paths import Paths
+    from meshd.shard_line import ShardStatus
 
 _GROUP = "_meshd"
 
@@ -125,12 +126,14 @@ def table(members: Sequence[MemberLine]) -> Iterator[str]:
     """The members in columns. What other nodes say of themselves cannot steer the terminal."""
     from meshd.config.findings import printable
 
-    rows: list[tuple[str, ...]] = [("NAME", "ID", "STATUS", "ROLE", "RTT", "ADDRESS", "MODELS")]
+    head = ("NAME", "ID", "STATUS", "ROLE", "RTT", "ADDRESS", "MODELS")
+    with_shards = any(member.shards for member in members)
+    rows: list[tuple[str, ...]] = [(*head, "SHARDS") if with_shards else head]
     for member in sorted(members, key=lambda one: (not one.me, one.name, one.id)):
         rtt = "this node" if member.me else "-"
         if member.rtt_ms is not None:
             rtt = f"{member.rtt_ms:.1f} ms"
-        cells = (
+        cells: tuple[str, ...] = (
             member.name or "-",
             member.id,
             member.status,
@@ -139,10 +142,18 @@ def table(members: Sequence[MemberLine]) -> Iterator[str]:
             member.addresses[0] if member.addresses else "-",
             " ".join(member.models) or "-",
         )
+        if with_shards:
+            cells = (*cells, "; ".join(map(_shard, member.shards)) or "-")
         rows.append(tuple(printable(cell) for cell in cells))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _shard(shard: ShardStatus) -> str:
+    from meshd.shard_line import progress
+
+    return f"{shard.model} {progress(shard)}"
 
 
 def _revoke(arguments: argparse.Namespace) -> int:

@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _lines(status: NodeStatus) -> Iterator[str]:
     from meshd.report import size
+    from meshd.shard_line import progress
 
     yield f"{status.node} ({status.role}): {status.sentence}"
     if status.mesh is not None:
@@ -59,6 +60,9 @@ def _lines(status: NodeStatus) -> Iterator[str]:
         yield f"model    {_model(model)}"
         if model.detail:
             yield f"         {model.detail}"
+        for shard in model.shards:
+            if shard.me and shard is not model.shard:
+                yield f"         shard: {progress(shard)}"
     for lent in status.lends:
         percent = f" {lent.progress:.0%}" if lent.stage == "seeding" else ""
         yield (
@@ -87,15 +91,27 @@ def _model(model: ModelStatus) -> str:
         return f"{model.name}: {model.state}"
     shape = f"context {model.context} x {model.slots} slots"
     if model.strategy == "elsewhere":
-        return f"{model.name}: {model.state} on {', '.join(model.nodes)}, {shape}"
+        return f"{model.name}: {model.state} on {', '.join(model.nodes)}{_loses(model)}, {shape}"
     shape += f", {size(model.memory_bytes)}"
     restarts = f", {model.restarts} restarts" if model.restarts else ""
     over = f" over {', '.join(model.over)}" if model.over else ""
     others = f", also on {', '.join(model.nodes)}" if model.nodes else ""
     progress = f" {model.progress:.0%}" if model.progress else ""
     return (
-        f"{model.name}: {model.state}{progress}, {model.strategy}{over}, {shape}{restarts}{others}"
+        f"{model.name}: {model.state}{progress}, {model.strategy}{_loses(model)}{over}, {shape}"
+        f"{restarts}{others}"
     )
+
+
+def _loses(model: ModelStatus) -> str:
+    """What a model loses that is served from shards."""
+    from meshd.shard_line import quality, shape
+
+    if model.shard is not None:
+        return f" ({shape(model.shard)})"
+    serving = [one for one in model.shards if one.serves]
+    lost = quality(loss for one in serving for loss in one.measured)
+    return f" from shards ({lost})" if serving and model.strategy == "elsewhere" else ""
 
 
 def _mesh(mesh: MeshStatus) -> str:

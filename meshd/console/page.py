@@ -35,9 +35,15 @@ PAGE = """<!doctype html>
         const row = body.insertRow();
         const progress = model.progress ? ` ${Math.round(model.progress * 100)} %` : "";
         cell(row, model.name); cell(row, model.state + progress, model.state);
-        cell(row, model.strategy);
+        const shard = model.shards.find(one => one.me && one.stage == "ready");
+        const kept = shard && model.strategy == "expert-shard"
+          ? `, ${shard.experts} of ${shard.experts_all} experts` : "";
+        cell(row, model.strategy + kept);
         cell(row, model.context); cell(row, model.slots); cell(row, model.unit);
-        row.title = [model.detail, ...model.reasons].filter(Boolean).join("\\n");
+        const shards = model.shards.map(one => `${one.node}: shard ${one.stage}, ` +
+          one.measured.map(on => `top-1 ${on.top1.toFixed(4)} ${on.domain}`).join(", ") +
+          ` ${one.detail}`);
+        row.title = [model.detail, ...model.reasons, ...shards].filter(Boolean).join("\\n");
       }
     } catch (error) { sentence.textContent = "meshd does not answer: " + error.message; }
   }

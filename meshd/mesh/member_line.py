@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from meshd.errors import UserError
 from meshd.mesh.ids import is_id
+from meshd.shard_line import ShardStatus
 
 # Shorter ones are typed by mistake, or fit a name.
 _LEAST_PREFIX = 4
@@ -19,6 +20,7 @@ class MemberLine:
 
     :ivar rtt_ms: median round trip from here; None when not measured, or for this node.
     :ivar models: names of those it serves now. :ivar me: it is the node that answers.
+    :ivar shards: its shards of models, and those that it makes.
     """
 
     id: str
@@ -30,6 +32,7 @@ class MemberLine:
     rtt_ms: float | None = None
     models: tuple[str, ...] = ()
     me: bool = False
+    shards: tuple[ShardStatus, ...] = ()
 
 
 def find(members: Sequence[MemberLine], text: str) -> MemberLine:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from meshd.mesh.record import NodeRecord, Wish
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.wishes import wanted
-from meshd.quality import EXACT, Budget, parse, quality_of
+from meshd.quality import EXACT, Budget, Fidelity, parse, quality_of, shortfalls
 
 BUDGETS = st.builds(
     Budget,
@@ -62,3 +62,13 @@ def test_where_configurations_differ_the_first_node_s_counts_and_a_note_says_so(
     (one,) = wanted(MeshView("a", members))
     assert one.quality == "exact"
     assert one.notes == ("quality: 'exact' on a, 'min_top1=0.9' on b; a's is used",)
+
+
+def test_by_how_much_a_bound_is_missed_is_never_rounded_to_the_bound():
+    budget = Budget(min_top1=0.95, max_perplexity_ratio=1.05, max_kl=0.1)
+    assert shortfalls(budget, [Fidelity("prose", 0.95, 1.05, 0.1)]) == ()
+    assert shortfalls(budget, [Fidelity("prose", 0.949999, 1.050001, 0.100001)]) == (
+        "top-1 agreement on prose is 0.949, not 0.95",
+        "perplexity on prose is 1.051 times the model's, at most 1.05 may be",
+        "KL divergence on prose is 0.101, at most 0.1 may be",
+    )
