@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from meshd.config.settings import Preset
-from meshd.gateway.routes import ModelState, Peer, Route, RoutingTable, Target, dialable
+from meshd.gateway.routes import (
+    ModelState,
+    Peer,
+    Route,
+    RoutingTable,
+    Target,
+    dialable,
+    weights_of,
+)
 from meshd.mesh.record import Assignment, NodeRecord, Stage
 from meshd.mesh.view import MemberView, Status
 from meshd.mesh_share import Share
@@ -115,7 +123,7 @@ def _own(route: Route, assignment: Assignment | None) -> Route:
     """An engine that is being given up finishes what it has and gets nothing new."""
     if assignment is None or assignment.stage is Stage.DRAINING:
         return replace(route, targets=(), state=ModelState.WAITING)
-    targets = tuple(replace(one, weights=assignment.fingerprint) for one in route.targets)
+    targets = tuple(_with_content(one, assignment) for one in route.targets)
     return replace(route, targets=targets)
 
 
@@ -151,6 +159,7 @@ def _route(
         targets=targets,
         aliases=placement.aliases,
         context=max([base.context, *contexts], default=0),
+        quality=placement.quality,
         detail=detail,
     )
 
@@ -178,7 +187,7 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
     load = next((one for one in record.load if one.model == assignment.model), None)
     loading = assignment.stage is Stage.LOADING
     since_s = ways.since_s.get((member.id, assignment.model), 0.0) if loading else 0.0
-    return Target(
+    target = Target(
         node=member.id,
         socket="",
         ready=assignment.stage is Stage.READY,
@@ -186,7 +195,6 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
         address=_address(record, ways),
         name=record.name,
         suspect=member.status is Status.SUSPECT,
-        weights=assignment.fingerprint,
         busy=load.busy + load.waiting if load else 0,
         rtt_ms=ways.rtt_ms.get(member.id, 0.0),
         context=assignment.context,
@@ -194,6 +202,20 @@ def _target(member: MemberView, assignment: Assignment, ways: Ways) -> Target:
         since_s=since_s,
         split=bool(assignment.parts),
     )
+    return _with_content(target, assignment)
+
+
+def _with_content(target: Target, assignment: Assignment) -> Target:
+    """What its engine computes with, as its node says; of this node's own the plan says more."""
+    if target.whole:
+        target = replace(
+            target,
+            shard=assignment.shard,
+            experts=assignment.experts,
+            experts_all=assignment.experts_all,
+            measured=assignment.measured,
+        )
+    return replace(target, weights=weights_of(assignment.fingerprint, target.shard))
 
 
 def _address(record: NodeRecord, ways: Ways) -> str:

@@ -289,6 +289,7 @@ def _record(
             queued_s=exchange.queued_s,
             tokens=exchange.tokens,
             key=exchange.key,
+            quality=exchange.quality,
         )
     )
     # Never the body: prompts are the users' own.

@@ -15,6 +15,7 @@ from msgspec.structs import astuple
 from meshd.gateway.answer_format import answer_format
 from meshd.gateway.request_body import BadBodyError
 from meshd.gateway.tool_choice import ALL, ToolChoice, tool_choice
+from meshd.quality import Budget
 
 # Of JSON text: English has four to five bytes a token, code three, Chinese one character of three.
 BYTES_PER_TOKEN = 3
@@ -39,6 +40,9 @@ class Ask:
     :ivar max_tokens: that the client lets the answer have, 0 when it says nothing.
     :ivar affinity: 64-bit hash of the conversation's head, equal for all of its turns; 0 when
         there is no prefix worth keeping. The model is not part of it: names may be aliases.
+    :ivar person: likewise of whose conversation it is, where that is said and the conversation has
+        no name of its own; for engines whose answers differ.
+    :ivar quality: that its headers ask for, None where they leave it to the configuration.
     :ivar tools: which of its tools the answer may call, or has to.
     :ivar answer_format: a `response_format` that the engine has to be told, b"" for none.
     """
@@ -51,6 +55,8 @@ class Ask:
     affinity: int = 0
     tools: ToolChoice = ALL
     answer_format: bytes = b""
+    person: int = 0
+    quality: Budget | None = None
 
 
 class Kind(StrEnum):
@@ -130,10 +136,18 @@ class _Loose(msgspec.Struct):
     system: msgspec.Raw = _ABSENT
     instructions: msgspec.Raw = _ABSENT
     prompt_cache_key: msgspec.Raw = _ABSENT
+    session_id: msgspec.Raw = _ABSENT
+    user: msgspec.Raw = _ABSENT
+    safety_identifier: msgspec.Raw = _ABSENT
+    metadata: msgspec.Raw = _ABSENT
     max_tokens: msgspec.Raw = _ABSENT
     max_completion_tokens: msgspec.Raw = _ABSENT
     max_output_tokens: msgspec.Raw = _ABSENT
     n_predict: msgspec.Raw = _ABSENT
+
+
+class _Metadata(msgspec.Struct):
+    user_id: msgspec.Raw = _ABSENT
 
 
 class _Parted(msgspec.Struct):
@@ -147,6 +161,7 @@ _first_messages = msgspec.json.Decoder(_first_of(_Message, 8))
 _first_parts = msgspec.json.Decoder(_first_of(_Part, 16))
 _parts = msgspec.json.Decoder(list[_Part])
 _parted = msgspec.json.Decoder(_Parted)
+_metadata = msgspec.json.Decoder(_Metadata)
 _loose = msgspec.json.Decoder(_Loose)
 _body = msgspec.json.Decoder(
     msgspec.defstruct(
@@ -159,13 +174,14 @@ _INTEGER = re.compile(rb"[0-9]{1,9}", re.ASCII)
 _LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 
 
-def read(path: str, body: bytes, session: str = "") -> Ask:
+def read(path: str, body: bytes, session: str = "", quality: Budget | None = None) -> Ask:
     """What the body asks of the endpoint at `path`, one of `KINDS`.
 
     Nothing large is built: 400 kB take about half a millisecond. What is wrong with a field
     other than `model` is for the engine to say; such a request only has no affinity.
 
     :param session: what the client calls the conversation (`session_of`), "" for nothing.
+    :param quality: that its headers ask for.
     :raises BadBodyError: not a JSON object, nested too deeply, or no usable `model`.
     """
     fields = _fields(body)
@@ -173,7 +189,7 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
     kind = KINDS[path]
     needs = _ALONE[kind]
     if kind is Kind.EMBEDDINGS or kind is Kind.RERANK:
-        return Ask(model, needs=needs)
+        return Ask(model, needs=needs, quality=quality)
     chosen = ALL
     if _given(fields.tools) and bytes(fields.tools) != b"[]":
         needs |= {"tools"}
@@ -186,15 +202,18 @@ def read(path: str, body: bytes, session: str = "") -> Ask:
             text_bytes -= media_bytes
             break
     counts = path.endswith("/count_tokens")
+    named = 0 if counts else _conversation(fields, session)
     return Ask(
         model,
         stream=bytes(fields.stream) == b"true" and not counts,
         needs=needs,
         prompt_tokens=0 if counts else text_bytes // BYTES_PER_TOKEN,
         max_tokens=_limit(fields),
-        affinity=0 if counts else _affinity(path, fields, session),
+        affinity=0 if counts else named or _affinity(path, fields),
         tools=chosen,
         answer_format=answer_format(path, fields.text),
+        person=0 if counts or named else _person(path, fields),
+        quality=quality,
     )
 
 
@@ -274,16 +293,45 @@ def _all_parts(content: msgspec.Raw) -> Iterator[_Part]:
         yield from _parts.decode(part.content) if _is_list(part.content) else ()
 
 
-def _affinity(path: str, fields: Any, session: str) -> int:
-    """One key for all turns of a conversation.
-
-    What the client itself calls the conversation goes first. `user` is not used: one user has
-    many conversations, and one node would have them all.
+def _conversation(fields: Any, session: str) -> int:
+    """What the client itself calls the conversation, the same in a header and in the body; 0 where
+    it has no name.
     """
     if session:
         return _hash((b"session", session.encode("utf-8", "surrogateescape")))
-    if _given(fields.prompt_cache_key):
+    if _named(fields.session_id):
+        try:
+            said = msgspec.json.decode(fields.session_id, type=str)
+            return _hash((b"session", said.encode("utf-8", "surrogateescape")))
+        except (msgspec.DecodeError, UnicodeError):
+            return _hash((b"session", memoryview(fields.session_id)))
+    if _named(fields.prompt_cache_key):
         return _hash((b"cache", memoryview(fields.prompt_cache_key)))
+    return 0
+
+
+def _person(path: str, fields: Any) -> int:
+    """Who has the conversation, as OpenAI's `user` (of late `safety_identifier`) and Anthropic's
+    `metadata.user_id` say; 0 for nobody.
+
+    Replicas are chosen without it: one person has many conversations, and one node would have them
+    all. Where answers differ from node to node, they are to be alike for one person.
+    """
+    raw = fields.user if _named(fields.user) else fields.safety_identifier
+    if path == "/v1/messages" and _given(fields.metadata):
+        try:
+            raw = _metadata.decode(fields.metadata).user_id
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return 0  # not what the endpoint takes; the engine will say so
+    return _hash((b"person", memoryview(raw))) if _named(raw) else 0
+
+
+def _named(raw: msgspec.Raw) -> bool:
+    return _given(raw) and bytes(memoryview(raw)[:3]) != b'""'
+
+
+def _affinity(path: str, fields: Any) -> int:
+    """One key for all turns of a conversation that has no name."""
     try:
         return _hash(_head(path, fields))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

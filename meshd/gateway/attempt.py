@@ -9,6 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
+from meshd.gateway.answer_quality import SHARD, said_elsewhere, word
 from meshd.gateway.choice import Chosen, choose, find_route, place
 from meshd.gateway.continuation import hopeless as refused_for_good
 from meshd.gateway.delivery import Delivery, StreamBroken
@@ -73,6 +74,8 @@ class Attempts:
         )
         if job.remote:
             head.update(self._onward(job).headers())
+            if job.ask.quality is not None:
+                head[headers.QUALITY] = str(job.ask.quality)
         head.update(stage.headers())
         measure = self._measure(job, place(model, target), max(1, target.slots), target.busy)
         answer: Answer | None = None
@@ -83,6 +86,7 @@ class Attempts:
             ) as wait:
                 answer = await call(door, job.protocol.path, body, head)
                 job.exchange.here = not job.remote
+                self._judged(job, answer)
                 if not _streams(answer):
                     return await self._whole(job, answer, wait, stage)
                 self._prepare(job, target, body)
@@ -104,6 +108,14 @@ class Attempts:
             job.exchange.key,
             job.exchange.pass_.priority,
         )
+
+    @staticmethod
+    def _judged(job: Job, answer: Answer) -> None:
+        """Note how good the answer is; one that a shard had a part in is a shard's."""
+        if job.remote and (said := said_elsewhere(answer.headers)):
+            job.signs[headers.QUALITY] = said
+        if answer.status == 200 and job.exchange.quality != SHARD:
+            job.exchange.quality = word(job.signs[headers.QUALITY])
 
     async def _whole(
         self, job: Job, answer: Answer, wait: Wait, stage: Stage
@@ -181,7 +193,7 @@ class Attempts:
     def _hopeless(self, job: Job, model: str, target: Target, wait: Wait | None) -> bool:
         """Whether the newest table says that nothing more is to be expected from this target."""
         if not job.out.begun:
-            return job.remote and self._has_moved(model, target)
+            return job.remote and self._has_moved(job, model, target)
         if job.resumption is None or wait is None:
             return False
         table = self._table()
@@ -195,7 +207,7 @@ class Attempts:
             return job.remote and all(peer.node != target.node for peer in table.peers)
         return listed.suspect or not listed.ready
 
-    def _has_moved(self, model: str, target: Target) -> bool:
+    def _has_moved(self, job: Job, model: str, target: Target) -> bool:
         """Whether the newest table says that this target will not answer, or others better."""
         table = self._table()
         if table is None:
@@ -209,7 +221,7 @@ class Attempts:
             return True  # its node is gone
         # It may yet answer: missed just now, or about to unload when it is done.
         others = self._upstreams.suspects | {target.key, place(model, target)}
-        choice = choose(table, model, self._upstreams.in_flight, others)
+        choice = choose(table, model, self._upstreams.in_flight, others, ask=job.ask)
         return isinstance(choice, Chosen) and not choice.target.suspect
 
     def _too_late(self, job: Job, wait: Wait | None) -> web.StreamResponse:

@@ -155,7 +155,7 @@ class Delivery:
 
 
 def _signs(job: Job) -> str:
-    names = (headers.NODE, headers.ATTEMPTS, headers.RESUMED)
+    names = (headers.NODE, headers.ATTEMPTS, headers.RESUMED, headers.QUALITY)
     return ", ".join(f"{name.lower()}: {job.signs[name]}" for name in names)
 
 

@@ -24,6 +24,7 @@ class Exchange:
     :ivar hop: another gateway sent it on: it stays here, and is counted there.
     :ivar tokens: what the answer said of itself, so far.
     :ivar here: an engine of this node answers.
+    :ivar quality: `answer_quality.EXACT` or `SHARD`, "" until an engine answers.
     :ivar answering: an answer's head has been made.
     """
 
@@ -37,6 +38,7 @@ class Exchange:
     hop: bool = False
     tokens: Tokens = NO_TOKENS
     here: bool = False
+    quality: str = ""
     answering: bool = False
 
     @property

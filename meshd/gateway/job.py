@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -75,7 +75,7 @@ class Job:
     attempts: int = 0
     exact_tokens: int = 0
     refused: ApiError | None = None
-    signs: Mapping[str, str] = field(default_factory=dict)
+    signs: dict[str, str] = field(default_factory=dict)
     remote: bool = False
     first_token: Callable[[], None] = _nothing
     resumption: Resumption | None = None

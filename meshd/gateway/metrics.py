@@ -73,6 +73,7 @@ class Answered(msgspec.Struct, frozen=True):
     :ivar first_token_s: from the request's head to the first event with data; None where the answer
         came as a whole, or did not come.
     :ivar queued_s: how long it waited for a model or a slot.
+    :ivar quality: ``exact`` or ``shard``, "" where no engine answered.
     :ivar key: name of the API key, "" without one.
     """
 
@@ -86,6 +87,7 @@ class Answered(msgspec.Struct, frozen=True):
     queued_s: float = 0.0
     tokens: Tokens = NO_TOKENS
     key: str = ""
+    quality: str = ""
 
 
 @dataclass(slots=True)
@@ -173,6 +175,11 @@ class GatewayMetrics:
         self._generation_tokens = fast_counter(
             "meshd_generation_tokens", "Tokens in answers, as engines counted them.", "model"
         )
+        self._qualities = fast_counter(
+            "meshd_answers",
+            "Requests that an engine answered: of the whole model (exact), or of a shard of it.",
+            *("model", "quality"),
+        )
         self._resumed = counter(
             "meshd_streams_resumed",
             "Streams whose engine was lost after the first token, by what became of them.",
@@ -223,6 +230,7 @@ class GatewayMetrics:
         self._models: dict[str, _Model] = {}
         self._keys: dict[str, _Key] = {}
         self._codes: dict[tuple[str, str, int], Count] = {}
+        self._answers: dict[tuple[str, str], Count] = {}
         self._durations: dict[tuple[str, str], Observations] = {}
         for outcome in Resumption:
             self._resumed.labels(outcome.value)  # 0 is news, too: rates need a first value
@@ -263,6 +271,12 @@ class GatewayMetrics:
         if duration_s is None:
             duration_s = self._durations[by_endpoint] = self._duration_s.labels(*by_endpoint)
         duration_s.observe(one.duration_s)
+        if one.quality:
+            by_quality = (name, one.quality)
+            answers = self._answers.get(by_quality)
+            if answers is None:
+                answers = self._answers[by_quality] = self._qualities.labels(*by_quality)
+            answers.inc()
         tokens = one.tokens
         model = self._model(name)
         model.queued_s.observe(one.queued_s)

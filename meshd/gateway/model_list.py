@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from meshd.gateway.routes import Route
+from meshd.gateway.answer_quality import EXACT, SHARD
+from meshd.gateway.routes import Route, Target
 
 
 def openai_list(routes: Sequence[Route]) -> dict[str, Any]:
@@ -56,4 +58,19 @@ def _known(route: Route) -> dict[str, Any]:
         "quality": route.quality,
         "capabilities": route.capabilities,
         "aliases": route.aliases,
+        "replicas": [_replica(one) for one in route.targets if one.ready],
     }
+
+
+def _replica(target: Target) -> dict[str, Any]:
+    """An engine that serves it now, and how well."""
+    told: dict[str, Any] = {
+        "node": target.name or target.node,
+        "quality": EXACT if target.whole else SHARD,
+        "context": target.context,
+    }
+    if target.whole:
+        return told
+    measured = [asdict(one) for one in target.measured]
+    kept = {"experts": target.experts, "experts_all": target.experts_all}
+    return {**told, "shard": target.shard, **kept, "measured": measured}

@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from meshd.gateway.answer_quality import shortcomings
 from meshd.gateway.choice import Refusal, Refused
 from meshd.gateway.routes import ModelState, RoutingTable
+from meshd.quality import EXACT
 
 _MAX_ECHO = 200
 _MAX_LISTED = 50
@@ -79,6 +81,10 @@ def moved(model: str) -> ApiError:
         "model_moved",
         UNREACHABLE_RETRY_S,
     )
+
+
+def invalid_quality(why: str) -> ApiError:
+    return ApiError(400, f"X-Mesh-Quality: {why}.", code="invalid_quality")
 
 
 def engine_lost(model: str, how: str = "died while it answered") -> ApiError:
@@ -154,6 +160,15 @@ def refused(
             )
         case _ if choice.route is None:
             return unknown_model(model, table, allowed)
+        case Refusal.QUALITY:
+            quality = choice.quality or EXACT
+            how = f"with quality {quality}" if not quality.exact else "exactly"
+            return unavailable(
+                f"The model `{name}` is not served {how} now. "
+                f"{shortcomings(choice.below, quality)}.",
+                "quality_unavailable",
+                FAILED_RETRY_S,
+            )
         case Refusal.FULL:
             return unavailable(
                 f"The model `{name}` has all the requests it can take.",

@@ -23,6 +23,8 @@ def may_change(choice: Refused, job: Job) -> bool:
         return True
     if job.exchange.hop:
         return False  # whoever sent it on knows other nodes
+    if choice.reason is Refusal.QUALITY:
+        return job.out.begun  # what it began with may come back
     if choice.reason is Refusal.UNREACHABLE:
         return True
     if choice.reason is not Refusal.NOT_READY:

@@ -10,6 +10,7 @@ import time
 from aiohttp import web
 
 from meshd.gateway import headers, openai_error
+from meshd.gateway.answer_quality import asked_quality, quality_said
 from meshd.gateway.ask import read, session_of
 from meshd.gateway.attempt import QUIET_S, Attempts
 from meshd.gateway.choice import Choice, Chosen, Refusal, Refused
@@ -153,7 +154,11 @@ class Relay:
         trace: Stage,
         member: str,
     ) -> Job:
-        ask = read(protocol.path, body.data, session_of(request.headers))
+        try:
+            quality = asked_quality(request.headers)
+        except ValueError as error:
+            raise Refuse(openai_error.invalid_quality(str(error))) from None
+        ask = read(protocol.path, body.data, session_of(request.headers), quality)
         body.data = in_engine_words(protocol.path, body.data, ask)
         onward = read_onward(request.headers) if exchange.hop else Onward()
         limit_s = min(table.front.wait_s, client_limit_s(request.headers))
@@ -240,6 +245,8 @@ class Relay:
                 job.attempts += 1
                 job.exchange.model = model
                 job.signs = self._signs(job, choice)
+                if job.resumption is not None and job.out.begun:
+                    job.resumption.towards(target.weights)
                 answer = await self._attempts.run(job, choice, door, self._body(job, model), stage)
             took_s = time.monotonic() - began_s
             if job.resumption is not None and job.resumption.count:
@@ -262,7 +269,7 @@ class Relay:
         return {
             headers.NODE: target.name or target.node,
             headers.MODEL: route.model,
-            headers.QUALITY: route.quality,
+            headers.QUALITY: quality_said(target),
             headers.RESUMED: "yes" if job.out.begun else "no",
             headers.ATTEMPTS: str(job.attempts),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from meshd.gateway.affinity import identity, weight
+from meshd.gateway.answer_quality import EXACT, good_enough
 from meshd.gateway.ask import Ask
 from meshd.gateway.choice import Refusal, Refused, find_route, load_of, place
 from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
@@ -93,7 +94,8 @@ def _auto(
     exact_tokens: int,
 ) -> Route | Refused:
     """The warmest model that can do it; among equals the one here, then the one with a free slot,
-    the larger context, the better quality. The same one for all turns of a conversation, as long
+    the larger context, the better quality; none of less quality than is asked for, while there is
+    another. The same one for all turns of a conversation, as long
     as nothing of that changes.
     """
     able = [route for route in routes if not lacking(route, ask.needs)]
@@ -109,11 +111,16 @@ def _auto(
         most = max(map(_context, able))
         return Refused(Refusal.TOO_LONG, prompt_tokens=exact_tokens, context=most)
 
+    # Of what is not served yet nobody knows how good it will be.
+    holding = [
+        route for route in holding if not route.targets or good_enough(route, ask.quality)
+    ] or holding
+
     def rank(route: Route) -> tuple[object, ...]:
         model = route.model
         usable = [
             target
-            for target in route.targets
+            for target in good_enough(route, ask.quality)
             if target.ready and target.key not in suspects and place(model, target) not in suspects
         ]
         free = [one for one in usable if load_of(model, one, in_flight) < max(1, one.slots)]
@@ -123,7 +130,7 @@ def _auto(
             not any(target.socket for target in free),
             not free,
             -_context(route),
-            route.quality != "exact",
+            not any(one.whole for one in usable) if usable else route.quality != EXACT,
             -weight(ask.affinity, identity("", model)),
             model,
         )

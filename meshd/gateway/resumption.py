@@ -8,7 +8,7 @@ from meshd.gateway.transcript import Transcript
 
 
 class Resumption:
-    """:ivar weights: what the answer is made with; only the same may go on with it.
+    """:ivar weights: what the answer is made with; only others of its source may go on with it.
 
     :ivar body: of the continuation's request, None while the first engine answers.
     :ivar count: how often the stream was taken over.
@@ -36,6 +36,22 @@ class Resumption:
         :raises BrokenSpliceError: the engine does not go on with this stream.
         """
         return events if self._splice is None else self._splice.feed(events)
+
+    def towards(self, weights: str) -> None:
+        """The next engine has these weights. Others do not repeat what was said, so it goes on
+        from the text, if it can.
+        """
+        if weights == self.weights:
+            return
+        self.weights = weights
+        if self._splice is None or not self._replay:
+            return
+        self._replay = False
+        told = self._transcript.told
+        plan = continuation(self._original, told, replay=False)
+        if isinstance(plan, Continuation):
+            self.body = plan.body
+            self._splice = Splice(told, plan)
 
     def plan(self, *, spent_s: float, diverged: bool = False) -> Plan:
         """How to go on; `body` and `through` follow it.

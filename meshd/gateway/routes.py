@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from meshd.quality import Fidelity
+
 SCHEMA = 1
 
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):[0-9]{1,5}", re.ASCII)
@@ -31,13 +33,16 @@ class Target:
     :ivar socket: path of its Unix socket on this node, "" when it is elsewhere.
     :ivar address: ``host:port`` of the other node's peer door, "" when it is here.
     :ivar suspect: its node is missed just now; used only when nothing better is there.
-    :ivar weights: fingerprint of the model's content: equal for true replicas.
+    :ivar weights: what `weights_of` makes of its content: equal for true replicas.
     :ivar busy: slots in use and requests waiting there, as its node last said.
     :ivar rtt_ms: to its node, 0 here or when not measured.
     :ivar context: tokens that one of its slots holds, 0 when not known.
     :ivar load_s: how long it takes to load by what was measured, 0 when nothing was.
     :ivar since_s: when this load began, by this machine's monotonic clock; 0 when it does not load.
     :ivar split: over several nodes: its engine ends whenever it loses one of them.
+    :ivar shard: key of the expert shard that it serves, "" for the whole model.
+    :ivar experts: that the shard keeps in each layer, of `experts_all`; 0 when not known.
+    :ivar measured: what the shard loses, by kind of text.
     """
 
     node: str
@@ -54,6 +59,15 @@ class Target:
     load_s: float = 0.0
     since_s: float = 0.0
     split: bool = False
+    shard: str = ""
+    experts: int = 0
+    experts_all: int = 0
+    measured: tuple[Fidelity, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether it serves the model with all of its experts."""
+        return not self.shard and not self.measured
 
     @property
     def key(self) -> str:
@@ -66,6 +80,7 @@ class Route:
     """One model as clients see it.
 
     :ivar detail: for people: why it is not ready, or "".
+    :ivar quality: as `meshd.quality` writes it: what answers may lose at most.
     :ivar created_s: Unix time, as OpenAI's model object wants it.
     :ivar capabilities: of ``chat``, ``completion``, ``embeddings``, ``vision``, ``tools``.
     """
@@ -141,6 +156,16 @@ class RoutingTable:
     patience_ms: int = 1000
     client: bool = False
     front: Front = field(default_factory=Front)
+
+
+def weights_of(fingerprint: str, shard: str = "") -> str:
+    """A name for a model's content, another one for each shard of it; "" when it is not known."""
+    return f"{fingerprint}+{shard}" if fingerprint and shard else fingerprint
+
+
+def source_of(weights: str) -> str:
+    """The content that it is, or is a shard of."""
+    return weights.partition("+")[0]
 
 
 class RoutingTableError(ValueError):

@@ -141,7 +141,11 @@ class Turns:
 
     def _could(self, job: Job) -> bool:
         anew = self._news.count != job.seen
-        return isinstance(self._choosing.pick(job, anew=anew), Chosen)
+        choice = self._choosing.pick(job, anew=anew)
+        if isinstance(choice, Refused) and choice.reason is Refusal.QUALITY:
+            # Nothing that it would take is left: it is called to be told so.
+            return not refusals.may_change(choice, job)
+        return isinstance(choice, Chosen)
 
     def _newest(self) -> RoutingTable:
         return self._table() or RoutingTable()
@@ -151,8 +155,10 @@ class Turns:
         if job.out.begun:
             self._metrics.resumed(Resumption.NO_REPLICA)
             why = "none with the same weights could take it in time"
+            if choice.reason is Refusal.QUALITY:
+                why = "what is left is not as good as was asked for"
             return Refuse(openai_error.not_resumed(job.exchange.model, why))
-        if job.exchange.hop and ours:
+        if job.exchange.hop and (ours or choice.reason is Refusal.QUALITY):
             return Refuse(openai_error.moved(job.ask.model), lost=bool(job.lost))
         if ours and not job.exchange.hop:
             route = choice.route
@@ -171,6 +177,7 @@ def _kind(job: Job, route: Route) -> Hashable:
         job.exchange.hop,
         job.exact_tokens,
         job.weights,
+        job.ask.quality,
         avoided,
         job.seen if avoided else 0,
         asked,

@@ -159,7 +159,7 @@ class Assignment:
     :ivar load_s: while it loads: how long that takes by what the node measured, 0 when unknown.
     :ivar parts: of a split whose host this node is.
     :ivar shard: key of the expert shard that serves it, "" for the whole model; `measured` is what
-        that one loses.
+        that one loses, `experts` a layer what it keeps of `experts_all`.
     """
 
     model: str
@@ -176,6 +176,8 @@ class Assignment:
     parts: tuple[Part, ...] = ()
     shard: str = ""
     measured: tuple[Fidelity, ...] = ()
+    experts: int = 0
+    experts_all: int = 0
 
 
 @dataclass(frozen=True, slots=True)

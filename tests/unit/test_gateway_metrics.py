@@ -176,7 +176,10 @@ def test_both_expositions_can_be_parsed() -> None:
 def _of_registry() -> tuple[set[str], dict[str, set[str]]]:
     """Names of samples, and the labels of each."""
     metrics = GatewayMetrics()
-    metrics.answered(Answered("m", CHAT, 200, 1.0, first_token_s=0.1, tokens=Tokens(1, 5), key="k"))
+    one = Answered(
+        "m", CHAT, 200, 1.0, first_token_s=0.1, tokens=Tokens(1, 5), key="k", quality="exact"
+    )
+    metrics.answered(one)
     metrics.upstream_failed("m", "died")
     metrics.running("m", here=True)
     labels: dict[str, set[str]] = {}

@@ -46,6 +46,7 @@ def test_what_the_mesh_knows_of_a_model_is_told_in_both_shapes() -> None:
         "quality": "lossy",
         "capabilities": ("chat", "tools"),
         "aliases": ("c",),
+        "replicas": [],
     }
     assert openai_model(ROUTES[0]) == {
         "id": "coder",

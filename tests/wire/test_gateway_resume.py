@@ -173,6 +173,7 @@ async def test_a_kill_at_any_token_is_not_seen_in_the_text(server: Path, case: s
             assert [told.headers["X-Mesh-Node"]] == told.killed
             [other] = pair.engines.keys() - told.killed
             signs = f": x-mesh-node: {other}, x-mesh-attempts: 2, x-mesh-resumed: yes"
+            signs += ", x-mesh-quality: exact"
             assert signs in told.heard.comments
         resumed = 'meshd_streams_resumed_total{outcome="resumed"}'
         assert await pair.node.metric(resumed) == len(kills)

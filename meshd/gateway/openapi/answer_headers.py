@@ -33,7 +33,10 @@ LIMITS: Mapping[str, Any] = {
 MESH: Mapping[str, Any] = {
     headers.NODE: _text("The node whose engine answers."),
     headers.MODEL: _text("The model's own name."),
-    headers.QUALITY: _text("`exact`, or what was given up."),
+    headers.QUALITY: _text(
+        "`exact`, or of a shard what it keeps and what it was measured to lose at worst: "
+        "`shard; experts=12/16; top1=0.962; perplexity=1.031; kl=0.040`."
+    ),
     headers.RESUMED: _text("Whether more than one engine made the answer.", enum=["yes", "no"]),
     headers.ATTEMPTS: _number("How many engines were asked until one answered.", 1),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from meshd.gateway.answer_quality import EXACT, SHARD
 from meshd.gateway.openapi.requests import (
     BOOLEAN,
     COUNT,
@@ -123,6 +124,24 @@ ANSWERS: Mapping[str, Schema] = {
     "AnthropicEvent": _event(
         _holds(either(ref("AnthropicError"), _object("type", type={"not": {"const": "error"}})))
     ),
+    "Replica": {
+        **_object(
+            "node", "quality", "context",
+            node=STRING,
+            quality={"enum": [EXACT, SHARD]},
+            context=COUNT,
+            shard=STRING,
+            experts=COUNT,
+            experts_all=COUNT,
+            measured=several(
+                _all(domain=STRING, top1=NUMBER, perplexity_ratio=NUMBER, kl=NUMBER)
+            ),
+        ),
+        "description": "An engine that serves the model now. Of a `shard` all is there: how many "
+        "experts of each layer it keeps, and what was measured beside the whole model, by kind "
+        "of text: share of tokens that both find likeliest, perplexity by the model's, and mean "
+        "divergence in nats.",
+    },
     "Mesh": {
         **_all(
             state={"enum": [state.value for state in ModelState]},
@@ -131,8 +150,10 @@ ANSWERS: Mapping[str, Schema] = {
             quality=STRING,
             capabilities=several(STRING),
             aliases=several(STRING),
+            replicas=several(ref("Replica")),
         ),
-        "description": "What the mesh knows of a model. `context`: tokens, 0 when not known.",
+        "description": "What the mesh knows of a model. `context`: tokens, 0 when not known. "
+        "`quality`: what was asked for, `exact` or bounds.",
     },
     "Model": _all(
         id=STRING,

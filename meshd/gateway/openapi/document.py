@@ -17,7 +17,7 @@ import meshd
 from meshd.gateway import headers
 from meshd.gateway.ask import SESSION_HEADERS
 from meshd.gateway.client_limit import HEADERS as LIMIT_HEADERS
-from meshd.gateway.openapi import answer_headers, refusals
+from meshd.gateway.openapi import answer_headers, quality_header, refusals
 from meshd.gateway.openapi.answer_headers import LIMITS, MESH, STREAM, refer
 from meshd.gateway.openapi.answers import ANSWERS
 from meshd.gateway.openapi.refusals import LIST, NAMED, OWN, Refusing
@@ -99,13 +99,16 @@ _ENDPOINTS: Mapping[str, _Endpoint] = {
 
 _VERSION = "anthropic-version"
 _OF_ALL = (headers.REQUEST_ID,)
-_OF_INFERENCE = (headers.REQUEST_ID, *SESSION_HEADERS, *LIMIT_HEADERS)
+_OF_INFERENCE = (headers.REQUEST_ID, headers.QUALITY, *SESSION_HEADERS, *LIMIT_HEADERS)
 _PARAMETERS: Mapping[str, str] = {
     headers.REQUEST_ID: "Taken over if it is at most 128 of `A-Za-z0-9._:+/=-`, else replaced.",
+    headers.QUALITY: "The least quality that is taken: `exact`, or bounds for shards of a model, "
+    "such as `min_top1=0.97, max_kl=0.05`. The model's own bounds hold as well.",
     **dict.fromkeys(SESSION_HEADERS, "Which conversation this is: it keeps its engine."),
     **dict.fromkeys(LIMIT_HEADERS, "Seconds that the client itself waits."),
     _VERSION: "If it is there, the answer has Anthropic's shape.",
 }
+_SCHEMAS: Mapping[str, Schema] = {headers.QUALITY: quality_header.SCHEMA}
 
 
 @functools.cache
@@ -139,7 +142,7 @@ def document() -> dict[str, Any]:
                     "name": name,
                     "in": "header",
                     "description": text,
-                    "schema": {"type": "string"},
+                    "schema": _SCHEMAS.get(name, {"type": "string"}),
                 }
                 for name, text in _PARAMETERS.items()
             },

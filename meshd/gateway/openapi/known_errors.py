@@ -101,6 +101,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     _inference(400, "missing_required_parameter", "`model` is missing"),
     _inference(400, "invalid_type", "`model` is not a string"),
     _inference(400, "invalid_value", "`tool_choice` names what is none of the tools"),
+    _inference(400, "invalid_quality", "`X-Mesh-Quality` is neither `exact` nor bounds"),
     _inference(400, "model_not_capable", "The model lacks what the request needs"),
     _inference(
         400, "context_length_exceeded", "`n_prompt_tokens` are too many for the context, `n_ctx`"
@@ -114,6 +115,9 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     _inference(503, "model_failed", "The model does not start; the message says why"),
     _inference(503, "model_not_ready", "No engine of the model takes requests now"),
     _inference(503, "model_drained", "The only nodes that could serve it are being drained"),
+    _inference(
+        503, "quality_unavailable", "Only shards below `X-Mesh-Quality` are there; see by how much"
+    ),
     _inference(503, "model_unreachable", "No engine of the model can be reached"),
     _inference(503, "model_overloaded", "The model has all the requests that it can take"),
     _inference(504, "engine_timeout", "The engine did not answer in time"),

@@ -93,6 +93,8 @@ REQUESTS: Mapping[str, Schema] = {
         logprobs=BOOLEAN,
         top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
         prompt_cache_key=_told(STRING, "Requests with the same key go to the same engine."),
+        session_id=_told(STRING, "Likewise; before `prompt_cache_key`."),
+        user=_told(STRING, "Whose it is: decides where engines serve shards of a model."),
         chat_template_kwargs=_told(OBJECT, "llama-server's: for the model's chat template."),
         **_OPENAI_SAMPLING,
     ),
