@@ -1,9 +1,14 @@
-"""Ranges of models' files for other nodes of the mesh, which seed their tensor caches with them.
+"""Ranges of models' files for other nodes of the mesh, which seed their tensor caches with them,
+and what was found out of their experts, which others then need not find out again.
 
-========  =====================================  ====================================
-GET       /mesh/v1/models/FINGERPRINT/INDEX      a part (from 0): one Range, required
-GET       /mesh/v1/models/FINGERPRINT/manifest   what is known of the tensors' hashes
-========  =====================================  ====================================
+Below ``/mesh/v1/models/FINGERPRINT``, all of them GET:
+
+=======================  =================================================
+/INDEX                   a part (from 0): one Range, required
+/manifest                what is known of the tensors' hashes
+/experts/ranking         how often each expert was chosen
+/experts/logits/SHA256   of the whole model on that text: one Range, required
+=======================  =================================================
 
 ``X-Mesh-Parts`` says in how many files the model lies. Only what the brain's table names is
 served; a weight must never keep a token waiting, so pieces are small and transfers are few.
@@ -27,7 +32,7 @@ from meshd.gateway.openai_error import ApiError
 
 TRANSFERS_MAX = 4
 RANGE_BYTES_MAX = 8 << 30
-MANIFEST_BYTES_MAX = 16 << 20
+WHOLE_BYTES_MAX = 16 << 20
 # Encrypting one takes less than a millisecond of the loop that tokens pass through.
 PIECE_BYTES = 256 * 1024
 # In which the other end takes one piece.
@@ -52,36 +57,60 @@ class ModelFiles:
         index = int(request.match_info["index"])
         if index >= len(model.files):
             raise _refuse(404, f"the model has {len(model.files)} files")
+        more = {"X-Mesh-Parts": str(len(model.files))}
+        return await self._range(request, model.files[index], more)
+
+    async def manifest(self, request: web.Request) -> web.Response:
+        model = await self._model(request)
+        return await self._whole(model.manifest, "none of its tensors is cached here")
+
+    async def ranking(self, request: web.Request) -> web.Response:
+        model = await self._model(request)
+        return await self._whole(model.ranking, "its experts were not counted here")
+
+    async def logits(self, request: web.Request) -> web.StreamResponse:
+        model = await self._model(request)
+        file = model.logits.get(request.match_info["text"])
+        if file is None:
+            raise _refuse(404, "its logits on this text are not here")
+        return await self._range(request, file, {})
+
+    async def _range(
+        self, request: web.Request, file: str, more: dict[str, str]
+    ) -> web.StreamResponse:
         said = _RANGE.fullmatch(request.headers.get("Range", ""))
         if said is None:
             raise _refuse(400, "one Range is required: bytes=FIRST-LAST")
         with self._one_more():
             try:
-                descriptor, size_bytes = await asyncio.to_thread(_open, model.files[index])
+                descriptor, about = await asyncio.to_thread(_open, file)
             except OSError as error:
                 _log.warning("a model's file cannot be read", error=str(error))
                 raise _refuse(404, "the file cannot be read") from None
             try:
+                size_bytes = about.st_size
                 first, last = int(said[1]), min(int(said[2]), size_bytes - 1)
                 if first > last or last - first >= RANGE_BYTES_MAX:
                     raise _refuse(416, f"the file has {size_bytes} bytes")
                 headers = {
                     "Content-Range": f"bytes {first}-{last}/{size_bytes}",
-                    "X-Mesh-Parts": str(len(model.files)),
+                    # Who goes on later sees whether it is the same file.
+                    "ETag": f'"{size_bytes:x}-{about.st_mtime_ns:x}"',
+                    **more,
                 }
                 return await self._send(request, descriptor, first, last, headers)
             finally:
                 os.close(descriptor)
 
-    async def manifest(self, request: web.Request) -> web.Response:
-        model = await self._model(request)
-        if not model.manifest:
-            raise _refuse(404, "none of its tensors is cached here")
+    async def _whole(self, file: str, lacking: str) -> web.Response:
+        """:param lacking: what a caller is told where the file is not there."""
+        if not file:
+            raise _refuse(404, lacking)
         with self._one_more():
             try:
-                text = await asyncio.to_thread(_read, model.manifest)
+                text = await asyncio.to_thread(_read, file)
             except OSError:
-                raise _refuse(404, "none of its tensors is cached here") from None
+                raise _refuse(404, lacking) from None
         return web.Response(body=text, content_type="application/json")
 
     async def _send(
@@ -154,6 +183,8 @@ def add_model_files(app: web.Application, files: ModelFiles) -> None:
     base = "/mesh/v1/models/{fingerprint:[0-9a-f]{16}}"
     app.router.add_get(base + r"/{index:\d{1,3}}", files.part, allow_head=False)
     app.router.add_get(base + "/manifest", files.manifest, allow_head=False)
+    app.router.add_get(base + "/experts/ranking", files.ranking, allow_head=False)
+    app.router.add_get(base + "/experts/logits/{text:[0-9a-f]{64}}", files.logits, allow_head=False)
 
 
 def _refuse(status: int, message: str, retry_after_s: int | None = None) -> Refuse:
@@ -161,13 +192,13 @@ def _refuse(status: int, message: str, retry_after_s: int | None = None) -> Refu
     return Refuse(ApiError(status, message, kind, retry_after_s=retry_after_s))
 
 
-def _open(file: str) -> tuple[int, int]:
+def _open(file: str) -> tuple[int, os.stat_result]:
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    return descriptor, os.fstat(descriptor).st_size
+    return descriptor, os.fstat(descriptor)
 
 
 def _read(file: str) -> bytes:
     with Path(file).open("rb") as source:
-        if os.fstat(source.fileno()).st_size > MANIFEST_BYTES_MAX:
+        if os.fstat(source.fileno()).st_size > WHOLE_BYTES_MAX:
             raise OSError(f"{file} is too large")
-        return source.read(MANIFEST_BYTES_MAX)
+        return source.read(WHOLE_BYTES_MAX)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -17,10 +17,16 @@ MODELS_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class SharedModel:
-    """:ivar files: its parts in order, absolute. :ivar manifest: of its cached tensors, or ""."""
+    """:ivar files: its parts in order, absolute. :ivar manifest: of its cached tensors, or "".
+
+    :ivar ranking: file with how often its experts are chosen, or "". :ivar logits: files of its
+        logits, by the SHA-256 of the text.
+    """
 
     files: tuple[str, ...]
     manifest: str = ""
+    ranking: str = ""
+    logits: Mapping[str, str] = field(default_factory=dict)
 
 
 ModelTable = Mapping[str, SharedModel]

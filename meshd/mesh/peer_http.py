@@ -34,6 +34,16 @@ class SourceError(Exception):
     """The peer does not give what was asked; another one may."""
 
 
+class LackingError(SourceError):
+    """It says that it has no such thing."""
+
+
+def refused(node: str, status: int, what: str) -> SourceError:
+    """:param what: was asked for, for people."""
+    kind = LackingError if status == 404 else SourceError
+    return kind(f"{node} answers {status} for {what}")
+
+
 class PeerHttp:
     """One peer. Keeps one connection; for one thread at a time."""
 
@@ -79,7 +89,7 @@ class PeerHttp:
         with self.get(path, f"bytes={offset}-{offset + size_bytes - 1}") as answer:
             said = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
             if answer.status != 206 or said is None or int(said[1]) != offset:
-                raise SourceError(f"{self.node} answers {answer.status} for {what}")
+                raise refused(self.node, answer.status, what)
             yield answer, int(said[2]) - offset + 1, int(said[3])
 
     def pieces(self, answer: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
