@@ -85,6 +85,11 @@ def placed(mine: Share) -> tuple[Placed, ...]:
             notes=one.notes,
             possible=_possible(one.model, mine.view, names),
             lost=_lost(one.model, mine, names),
+            shards=tuple(
+                shard
+                for member in mine.view.members
+                for shard in shards_of(member.record, me=member.id == mine.view.me, model=one.model)
+            ),
         )
         for one in mine.plan.placements
     )
@@ -104,6 +109,7 @@ def _possible(model: str, view: MeshView, names: Mapping[str, str]) -> tuple[Pos
                 Piece(names.get(part.node, part.node), part.device, part.layers, part.size_bytes)
                 for part in offer.parts
             ),
+            offer.measured,
         )
         for member in view.members
         if (offer := member.record.offer(model)) is not None
@@ -119,6 +125,8 @@ def _lost(model: str, mine: Share, names: Mapping[str, str]) -> tuple[Lost, ...]
             one.tokens_s,
             one.reason.code,
             one.reason.text,
+            str(one.strategy or ""),
+            one.measured,
         )
         for decision in mine.could
         if decision.model == model

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from meshd.planner.plan import Decision
+from meshd.quality import Fidelity
+from meshd.shard_line import ShardStatus, kept, quality
+from meshd.ways import ways_alone, ways_lines, ways_of
 
 GIB = 1024**3
 MIB = 1024**2
@@ -63,6 +66,7 @@ class Possible:
     """How one node would serve a model. :ivar tokens_s: predicted, 0 when unknown.
 
     :ivar problem: why it cannot. :ivar parts: of a split that it would be the host of.
+    :ivar measured: of an expert shard: what it loses.
     """
 
     node: str
@@ -72,16 +76,22 @@ class Possible:
     slots: int = 0
     problem: str = ""
     parts: tuple[Piece, ...] = ()
+    measured: tuple[Fidelity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Another group for a split of this node's, or a node that may take no part in one."""
+    """Another way of this node's, or a node that may take no part in a split.
+
+    :ivar strategy: "" where it would have been a split, or is not said.
+    """
 
     nodes: tuple[str, ...]
     tokens_s: float
     code: str
     reason: str
+    strategy: str = ""
+    measured: tuple[Fidelity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +101,8 @@ class Placed:
     :ivar wanted: replicas that there should be. :ivar demand: requests a minute.
     :ivar leaving: nodes that give it back, and why. :ivar excluded: those that cannot, and why.
     :ivar possible: how nodes would serve it, the fastest first; bounded.
-    :ivar lost: what this node considered when it looked for others to split it with.
+    :ivar lost: what else this node considered.
+    :ivar shards: all nodes' expert shards of it.
     """
 
     model: str
@@ -106,6 +117,7 @@ class Placed:
     notes: tuple[str, ...] = ()
     possible: tuple[Possible, ...] = ()
     lost: tuple[Lost, ...] = ()
+    shards: tuple[ShardStatus, ...] = ()
 
     @property
     def moves(self) -> bool:
@@ -127,7 +139,8 @@ def lines(report: PlanReport, *, explain: bool = False) -> Iterator[str]:
     for placed in report.mesh:
         yield from placed_lines(placed)
         if explain:
-            yield from explained_lines(placed)
+            yield from ways_lines(ways_of(placed))
+            yield from parts_lines(placed)
     if report.mesh:
         yield ""
         yield "On this node:"
@@ -135,6 +148,8 @@ def lines(report: PlanReport, *, explain: bool = False) -> Iterator[str]:
             yield "    nothing"
     for decision in report.decisions:
         yield from decision_lines(decision)
+        if explain and not report.mesh:
+            yield from ways_lines(ways_alone(decision))
     yield ""
     if not report.changes:
         where = " on this node" if report.changes_anything else ""
@@ -172,28 +187,14 @@ def placed_lines(placed: Placed) -> Iterator[str]:
         yield f"    next: {placed.next_step}"
 
 
-def explained_lines(placed: Placed) -> Iterator[str]:
-    """Who could serve a model and how fast, and what this node's search for a split left aside."""
-    if placed.possible:
-        yield "    could be served by:"
+def parts_lines(placed: Placed) -> Iterator[str]:
+    """What each offered split would put where."""
     for one in placed.possible:
-        if one.problem:
-            yield f"        {one.node}: not, {one.problem}"
-            continue
-        speed = f"{one.tokens_s:g} tokens/s" if one.tokens_s else "speed unknown"
-        yield (
-            f"        {one.node}: {one.strategy}, {speed}, context {one.context}, {one.slots} slots"
-        )
+        if one.parts:
+            yield f"    {one.node}'s split, context {one.context}, {one.slots} slots:"
         for part in one.parts:
-            yield (
-                f"            {part.node} {part.device}: {part.layers} layers, "
-                f"{size(part.size_bytes)}"
-            )
-    if placed.lost:
-        yield "    this node's search for a split:"
-    for lost in placed.lost:
-        who = ", ".join(lost.nodes)
-        yield f"        {who}{': ' if who else ''}{lost.reason} [{lost.code}]"
+            held = f"{part.layers} layers, {size(part.size_bytes)}"
+            yield f"        {part.node} {part.device}: {held}"
 
 
 def decision_lines(decision: Decision) -> Iterator[str]:
@@ -211,6 +212,10 @@ def decision_lines(decision: Decision) -> Iterator[str]:
             )
     else:
         yield f"{decision.model}: waits"
+    if decision.shard is not None:
+        shard = decision.shard
+        losses = quality(shard.measured) or "not measured"
+        yield f"    shard: {kept(shard.experts, shard.experts_all, shard.mass)}; {losses}"
     for reason in (*decision.reasons, *decision.blockers):
         yield f"    {reason.text} [{reason.code}]"
     if decision.next_step:

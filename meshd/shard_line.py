@@ -63,13 +63,19 @@ def quality(measured: Iterable[Fidelity]) -> str:
 
 def shape(one: ShardStatus) -> str:
     """``12 of 16 experts, 83 % of routing; top-1 ...``: as much of it as is known."""
+    said = (kept(one.experts, one.experts_all, one.mass), quality(one.measured))
+    return "; ".join(filter(None, said))
+
+
+def kept(experts: int, experts_all: int, mass: float) -> str:
+    """As in `ShardStatus`."""
     said = []
-    if one.experts:
-        of_all = f" of {one.experts_all}" if one.experts_all else ""
-        said.append(f"{one.experts}{of_all} experts")
-    if one.mass:
-        said.append(f"{rounded_down(one.mass, 2) * 100:.0f} % of routing")
-    return "; ".join(filter(None, (", ".join(said), quality(one.measured))))
+    if experts:
+        of_all = f" of {experts_all}" if experts_all else ""
+        said.append(f"{experts}{of_all} experts")
+    if mass:
+        said.append(f"{rounded_down(mass, 2) * 100:.0f} % of routing")
+    return ", ".join(said)
 
 
 def progress(one: ShardStatus) -> str:
