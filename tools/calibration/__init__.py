@@ -1,0 +1,1 @@
+"""Makes the texts of share/calibration anew: ``python -m tools.calibration``."""
