@@ -16,7 +16,9 @@ class LayerFacts:
     :ivar key_elements: of K cached per token, over all KV heads (``value_elements`` of V); 0 where
         nothing is cached: recurrent layers, layers that reuse another's cache, V of MLA models.
     :ivar prediction: a multi-token prediction block, which ordinary decoding does not run.
-    :ivar largest_tensor_bytes: what a GPU copies at once when it works for the host on this layer.
+    :ivar largest_tensor_bytes: what a GPU copies at once when it works for the host on this layer;
+        ``largest_dense_bytes`` of those that are not by expert.
+    :ivar router_bytes: what chooses among the experts and has a row or a value for each.
     :ivar heads: query heads; ``feed_forward`` the widest hidden row of its dense FFN.
     """
 
@@ -31,6 +33,8 @@ class LayerFacts:
     heads: int = 0
     feed_forward: int = 0
     largest_tensor_bytes: int = 0
+    largest_dense_bytes: int = 0
+    router_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,9 @@ class GgufFacts:
     :ivar mla_key_length: of one decompressed head where K caches compressed rows and V nothing
         (DeepSeek's latent attention), else 0.
     :ivar tools: its chat template has a place for tools.
-    :ivar expert_groups: of which a router first chooses some, 0 where it does not.
+    :ivar expert_parameters: of `parameters`, those that are by expert, the router's among them.
+    :ivar expert_groups: of which a router first chooses some, 0 where it does not;
+        ``expert_groups_used`` how many it chooses.
     :ivar undividable: why no shard can be made of its experts, "" where one can or there are none.
     :ivar pooling: set for embedding models, None for models that generate.
     """
@@ -86,6 +92,8 @@ class GgufFacts:
     tools: bool = False
     expert_groups: int = 0
     undividable: str = ""
+    expert_parameters: int = 0
+    expert_groups_used: int = 0
 
     @property
     def moe(self) -> bool:

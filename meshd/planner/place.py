@@ -140,6 +140,17 @@ def budgets_of(node: NodeView, config: Config) -> Budgets:
     return Budgets({**devices, RAM: _within(limit.ram_bytes, ram)}, unified)
 
 
+def budgets_for(node: NodeView, config: Config, model: ModelSettings, budgets: Budgets) -> Budgets:
+    """What of them one model's engine may take, beside the prompts that it may keep: no more than
+    the ceiling of one that ran out of memory.
+    """
+    budgets = budgets.less(RAM, _cache_bytes(node, config))
+    ceiling = node.ceilings.get(model.name)
+    if ceiling is None:
+        return budgets
+    return budgets.less(RAM, max(0, budgets.free(RAM) - ceiling.ram_bytes))
+
+
 def _within(limit_bytes: int | None, size_bytes: int) -> int:
     return size_bytes if limit_bytes is None else min(limit_bytes, size_bytes)
 
@@ -228,11 +239,10 @@ def _decide(
     assert candidate is not None
     assert candidate.facts is not None
     facts = candidate.facts
-    budgets = budgets.less(RAM, _cache_bytes(node, config))
+    budgets = budgets_for(node, config, model, budgets)
     notes = _notes(node)
     ceiling = node.ceilings.get(model.name)
     if ceiling is not None:
-        budgets = budgets.less(RAM, max(0, budgets.free(RAM) - ceiling.ram_bytes))
         text = f"ran out of memory three times with {ceiling.failed_bytes / GIB:.1f} GiB planned"
         notes = (*notes, Reason(Code.RAN_OUT, text))
     tried = tuple(shapes(facts, model, modest=modest))
