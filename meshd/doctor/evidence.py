@@ -89,6 +89,7 @@ class Evidence:
     :ivar status: what the running meshd says, None when it does not answer.
     :ivar units: ours and Debian's llama-server; empty without systemd.
     :ivar systemd: its version, None where it is not the service manager.
+    :ivar unreadable: calibration texts of the configuration that meshd cannot read: path and why.
     """
 
     paths: Paths
@@ -103,6 +104,7 @@ class Evidence:
     disks: tuple[Disk, ...] = ()
     folders: tuple[Folder, ...] = ()
     kernel: Kernel = Kernel()
+    unreadable: tuple[tuple[str, str], ...] = ()
 
     def unit(self, name: str) -> Unit | None:
         return next((unit for unit in self.units if unit.name == name), None)

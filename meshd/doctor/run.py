@@ -14,6 +14,7 @@ from meshd.doctor.evidence import Evidence
 from meshd.doctor.issue import Issue, Severity, in_order
 from meshd.doctor.listeners import read_listeners
 from meshd.doctor.surroundings import read_disks, read_folders, read_kernel
+from meshd.doctor.texts import read_texts
 from meshd.errors import UserError
 from meshd.mesh.record import DoctorSummary
 from meshd.observe import NodeObserver
@@ -78,6 +79,7 @@ async def _gather(paths: Paths) -> Evidence:
         disks=await asyncio.to_thread(read_disks, paths, config.node.model_dirs),
         folders=read_folders(paths),
         kernel=read_kernel(clock_synchronised=clock),
+        unreadable=await asyncio.to_thread(read_texts, config),
     )
 
 

@@ -19,11 +19,14 @@ from meshd.doctor.run import examine
 from meshd.engine.build import Binary, EngineBuild
 from meshd.engine.locate import REQUIRED
 from meshd.gateway.routes import ModelState
+from meshd.mesh.record import ShardStage
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Cpu, Gpu, Hardware, Ram, Vendor
 from meshd.pipeline import Observation
 from meshd.planner.plan import Code, Decision, Reason, Strategy
 from meshd.planner.view import Candidate
+from meshd.quality import Budget
+from meshd.shard_line import ShardStatus
 from meshd.status import ModelStatus, NodeStatus
 
 GIB = 1024**3
@@ -304,6 +307,81 @@ def test_a_model_that_would_not_fit_on_a_node_that_is_down() -> None:
 def test_disks(used_for: str, free_mib: int, severity: Severity | None) -> None:
     found = issues(disks=(Disk("/d", used_for, 100 * GIB, free_mib * 1024**2),))
     assert [one.severity for one in found] == ([severity] if severity else [])
+
+
+MOE = replace(FACTS, architecture="qwen3moe", experts=16, experts_used=2, file_bytes=9 * GIB)
+BOUNDED = ModelSettings(
+    "tiny", "tiny.gguf", quality=Budget(min_top1=0.95), calibration=(("law", "/srv/law.txt"),)
+)
+
+
+def of_a_mixture(facts: GgufFacts = MOE, **changes: object) -> list[Issue]:
+    """Of a node whose model may be served from shards."""
+    seen = replace(OBSERVATION, candidates=(Candidate("tiny", facts),))
+    return issues(**{"config": Config(models=(BOUNDED,)), "observation": seen} | changes)
+
+
+def with_shard(stage: ShardStage, **fields: object) -> NodeStatus:
+    shard = replace(ShardStatus("tiny", "box", True, stage), **fields)  # type: ignore[arg-type]
+    return replace(STATUS, models=(replace(MODEL, shards=(shard,)),))
+
+
+def test_a_node_that_can_make_shards_has_no_issue() -> None:
+    assert of_a_mixture() == []
+    assert of_a_mixture(status=with_shard(ShardStage.MAKING)) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        (FACTS, "llama: it is no mixture of experts"),
+        (replace(MOE, undividable="its experts share a scale"), "qwen3moe: its experts share a"),
+    ],
+)
+def test_bounds_of_a_model_that_cannot_be_divided_are_a_note(facts: GgufFacts, why: str) -> None:
+    (issue,) = of_a_mixture(facts, unreadable=(("/srv/law.txt", "gone"),), disks=())
+    assert (issue.id, issue.severity) == ("shard.impossible:tiny", Severity.NOTE)
+    assert issue.evidence[1].startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("origin", "mend"),
+    [("debian", "apt install llama.cpp-tools-extra"), ("root", "meshd engine install")],
+)
+def test_an_engine_that_cannot_count_or_measure(origin: str, mend: str) -> None:
+    some = tuple(one for one in ENGINE.binaries if one.name != "llama-imatrix")
+    lacking = replace(
+        OBSERVATION,
+        engine=replace(ENGINE, binaries=some, origin=origin),  # type: ignore[arg-type]
+        candidates=(Candidate("tiny", MOE),),
+    )
+    general, issue = of_a_mixture(observation=lacking)
+    assert general.id == "engine.incomplete"
+    assert (issue.id, issue.mend) == ("shard.no-tools:tiny", mend)
+    assert issue.evidence == ("llama-imatrix: not there to count experts",)
+
+
+def test_room_for_a_shard() -> None:
+    full = (Disk("/var/lib/mesh", "state", 100 * GIB, 8 * GIB),)
+    (issue,) = of_a_mixture(disks=full)
+    assert (issue.id, issue.severity) == ("shard.no-room:tiny", Severity.WARNING)
+    assert issue.evidence[0] == "/var/lib/mesh: 8.00 GiB free"
+    assert of_a_mixture(disks=full, status=with_shard(ShardStage.READY)) == []
+    assert of_a_mixture(disks=full, config=CONFIG) == [], "an exact model gets none"
+
+
+def test_a_text_that_meshd_cannot_read() -> None:
+    (issue,) = of_a_mixture(unreadable=(("/srv/law.txt", "No such file or directory"),))
+    assert (issue.id, issue.severity) == ("shard.no-text:tiny:law", Severity.ERROR)
+    assert issue.evidence == ("/srv/law.txt: No such file or directory",)
+    assert of_a_mixture(unreadable=(("/srv/other.txt", "gone"),)) == []
+
+
+def test_a_refused_shard_says_by_how_much() -> None:
+    refused = with_shard(ShardStage.REFUSED, detail="top-1 agreement on code is 0.912, not 0.95")
+    (issue,) = of_a_mixture(status=refused)
+    assert issue.id == "shard.refused:tiny"
+    assert issue.evidence == ("top-1 agreement on code is 0.912, not 0.95",)
 
 
 @pytest.mark.parametrize(

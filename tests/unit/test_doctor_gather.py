@@ -7,18 +7,22 @@ import asyncio
 import json
 import os
 import socket
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from meshd import paths
 from meshd.cli import doctor as verb
+from meshd.config.settings import Config, ModelSettings
 from meshd.doctor.evidence import Unit
 from meshd.doctor.listeners import parse_address, parse_tcp, parse_unit, read_listeners
 from meshd.doctor.run import examine, gather
 from meshd.doctor.surroundings import read_disks, read_folders, read_kernel
 from meshd.doctor.systemctl import output, parse_units, parse_version
+from meshd.doctor.texts import read_texts
 
 SHOWN = """\
 Id=meshd.service
@@ -111,6 +115,37 @@ def test_disks_and_folders(tmp_path: Path) -> None:
     state, run = read_folders(node)
     assert state.mode == 0o750
     assert run.mode is None
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """pytest's own are closed to all other users."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_texts_that_the_service_may_not_read(open_folder: Path) -> None:
+    good, closed, hidden = (open_folder / name for name in ("good", "closed", "in/hidden"))
+    hidden.parent.mkdir()
+    for file in (good, closed, hidden):
+        file.write_text("text")
+        file.chmod(0o644)
+    closed.chmod(0o600)
+    hidden.parent.chmod(0o700)
+    gone = open_folder / "gone"
+    texts = {"a": good, "b": closed, "c": hidden, "d": gone, "e": open_folder}
+    calibration = tuple((kind, str(path)) for kind, path in texts.items())
+    config = Config(models=(ModelSettings("m", "m.gguf", calibration=calibration),))
+    missing = {str(gone): "No such file or directory", str(open_folder): "this is no file"}
+    others = {
+        str(closed): f"nobody may not read {closed}",
+        str(hidden): f"nobody may not read {hidden.parent}",
+    }
+    # Whoever is not root asks for itself, and these are its own.
+    found = dict(read_texts(config, user="nobody"))
+    assert found == (missing | others if os.geteuid() == 0 else missing)
+    assert dict(read_texts(config, user="no-such-user")) == missing
 
 
 def test_kernel_settings(tmp_path: Path) -> None:
