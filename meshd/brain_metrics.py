@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from meshd.gateway.routes import ModelState
 from meshd.instance import instance_name
+from meshd.mesh.record import ShardStage
 from meshd.paths import Paths
 from meshd.plan_error import Decoded, decoded, error_ratio
 from meshd.status import ModelStatus, NodeStatus
@@ -131,9 +132,38 @@ def families(status: NodeStatus, scraped: Scraped) -> Iterator[Metric]:
         ("model", "host"),
         [((lent.model, lent.host), lent.progress) for lent in status.lends],
     )
+    yield from _shards(status)
     yield from _speeds(models, scraped.engines)
     yield from _devices(status)
     yield from _guard_families(scraped.guards)
+
+
+def _shards(status: NodeStatus) -> Iterator[Metric]:
+    """Of this node: the one that serves, and the one that is being made."""
+    serving = [model.shard for model in status.models if model.shard is not None]
+    for name, words, field in (
+        ("top1", "Tokens for which the shard that serves agrees with the whole model.", "top1"),
+        ("perplexity_ratio", "Its perplexity by the whole model's.", "perplexity_ratio"),
+        ("kl", "Its divergence from the whole model, in nats.", "kl"),
+    ):
+        yield _gauge(f"meshd_shard_{name}", f"{words} By kind of text.", ("model", "domain"), [
+            ((one.model, measured.domain), float(getattr(measured, field)))
+            for one in serving for measured in one.measured
+        ])  # fmt: skip
+    yield _gauge(
+        "meshd_shard_mass",
+        "What of the routing the shard that serves keeps.",
+        ("model",),
+        [((one.model,), one.mass) for one in serving],
+    )
+    own = (one for model in status.models for one in model.shards if one.me)
+    under_way = {one.model: one for one in own if one.stage != ShardStage.READY}
+    yield _gauge(
+        "meshd_shard_progress",
+        "How far a stage of this node's next shard is, 0 to 1.",
+        ("model", "stage"),
+        [((one.model, one.stage), one.progress) for one in under_way.values()],
+    )
 
 
 def _speeds(models: list[ModelStatus], engines: Mapping[str, Decoded]) -> Iterator[Metric]:

@@ -10,6 +10,8 @@ from prometheus_client import Metric
 from meshd.brain_metrics import Scraped, families
 from meshd.gateway.routes import ModelState
 from meshd.plan_error import LEAST_TOKENS, Decoded, decoded, error_ratio
+from meshd.quality import Fidelity
+from meshd.shard_line import ShardStatus
 from meshd.status import DeviceStatus, LentStatus, ModelStatus, NodeStatus
 
 MODEL = ModelStatus(
@@ -93,6 +95,28 @@ def test_progress_is_told_while_something_loads() -> None:
     found = told(Scraped({}, {}), replace(STATUS, models=(loading,), lends=(lent,)))
     assert found["meshd_model_load_progress"] == {("big",): 0.4}
     assert found["meshd_lease_progress"] == {("ada", "huge"): 0.25}
+
+
+LOST = (Fidelity("prose", 0.96, 1.02, 0.02), Fidelity("code", 0.97, 1.03, 0.03))
+
+
+def test_the_shard_that_serves_says_what_it_loses_and_the_next_one_how_far_it_is() -> None:
+    serves = ShardStatus("big", "box", True, "ready", True, 12, 16, 0.83, LOST)
+    makes = ShardStatus("big", "box", True, "making", experts=11, progress=0.4, measured=LOST[:1])
+    far = ShardStatus("big", "ada", False, "making", progress=0.9)
+    model = replace(MODEL, strategy="expert-shard", shards=(serves, makes, far))
+    found = told(Scraped({}, {}), replace(STATUS, models=(model,)))
+    assert found["meshd_shard_top1"] == {("prose", "big"): 0.96, ("code", "big"): 0.97}
+    assert found["meshd_shard_perplexity_ratio"] == {("prose", "big"): 1.02, ("code", "big"): 1.03}
+    assert found["meshd_shard_kl"] == {("prose", "big"): 0.02, ("code", "big"): 0.03}
+    assert found["meshd_shard_mass"] == {("big",): 0.83}
+    assert found["meshd_shard_progress"] == {("big", "making"): 0.4}
+
+
+def test_a_model_that_is_served_whole_loses_nothing_though_a_shard_lies_there() -> None:
+    lies = ShardStatus("big", "box", True, "ready", False, 12, 16, 0.83, LOST)
+    found = told(Scraped({}, {}), replace(STATUS, models=(replace(MODEL, shards=(lies,)),)))
+    assert not any(name.startswith("meshd_shard_") for name in found)
 
 
 def test_what_was_not_measured_is_not_zero() -> None:
