@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable
 
 from meshd.gateway import openai_error, refusals
+from meshd.gateway.answer_quality import good_enough
 from meshd.gateway.choice import Choice, Chosen, Refusal, Refused
 from meshd.gateway.choosing import Choosing
 from meshd.gateway.client_limit import client_limit_s
@@ -134,6 +135,7 @@ class Turns:
                 kind=kind,
                 waited_s=job.onward.waited_s,
                 first=job.begun,
+                usable=lambda route: good_enough(route, job.ask.quality),
             )
         job.waiter.until_s, job.waiter.kind = until_s, kind
         back_s = math.inf if job.begun else job.back_s

@@ -28,11 +28,12 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import replace
 
 from meshd.gateway.eta import Eta, Service, eta
 from meshd.gateway.fair_queue import Admission, FairQueue, Ticket, admission
 from meshd.gateway.progress import progress
-from meshd.gateway.routes import Route
+from meshd.gateway.routes import Route, Target
 from meshd.gateway.wait_ends import Full, Stopping, TooLong
 
 FIRST_WORD_S = 2.0
@@ -45,6 +46,13 @@ _RETRY_LEAST_S = 1.0
 
 Tell = Callable[[str], Awaitable[None]]
 """Sends one comment to the client that waits."""
+
+Usable = Callable[[Route], tuple[Target, ...]]
+"""Which of a route's targets may serve a request."""
+
+
+def _all_targets(route: Route) -> tuple[Target, ...]:
+    return route.targets
 
 
 class _Line:
@@ -72,7 +80,7 @@ class Waiter:
 
     __slots__ = (
         "_away", "_called_at", "_could", "_failure", "_returned", "_room", "_tell_at_s", "_ticket",
-        "_wake", "entered_s", "key", "kind", "model", "priority", "until_s",
+        "_usable", "_wake", "entered_s", "key", "kind", "model", "priority", "until_s",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +93,7 @@ class Waiter:
         could: Callable[[], bool],
         kind: Hashable,
         waited_s: float,
+        usable: Usable,
     ) -> None:
         self.model = model
         self.key = key
@@ -93,6 +102,7 @@ class Waiter:
         self.entered_s = room.now_s() - waited_s
         self._room = room
         self._could = could
+        self._usable = usable
         self.kind = kind
         self._ticket: Ticket[Waiter] | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -156,7 +166,7 @@ class Waiter:
     def progress(self) -> str:
         """For the client: an SSE comment without the end of its line."""
         room = self._room
-        route = room.route(self.model)
+        route = room._route(self.model, self._usable)
         return progress(self.model, route, room.eta(self), room.ahead(self), room.now_s())
 
     def _give_up_early(self) -> None:
@@ -213,6 +223,7 @@ class WaitingRoom:
         kind: Hashable = None,
         waited_s: float = 0.0,
         first: bool = False,
+        usable: Usable = _all_targets,
     ) -> Waiter:
         """Begin to wait; `leave` must follow, whatever happens.
 
@@ -226,12 +237,13 @@ class WaitingRoom:
         :param waited_s: so long it has waited elsewhere already, which counts for its place.
         :param first: before all others: it has been served, and lost that. There are never more
             of these than requests that ran, so there is always room for it.
+        :param usable: of a route, the targets that the request may have at all.
         :raises Full: it may not.
         """
         may = admission(self._waiting, self._held.get(key, 0), self.limit)
         if may is not Admission.ENTER and not first:
             raise Full(self._retry_s(model), own=may is Admission.KEY_FULL)
-        waiter = Waiter(self, model, key, priority, until_s, could, kind, waited_s)
+        waiter = Waiter(self, model, key, priority, until_s, could, kind, waited_s, usable)
         self._add(waiter, waiter.entered_s, first=first)
         self._look(model)
         return waiter
@@ -285,7 +297,7 @@ class WaitingRoom:
 
     def eta(self, waiter: Waiter) -> Eta:
         """When it may be served."""
-        return self._eta(waiter.model, self.ahead(waiter))
+        return self._eta(waiter.model, self.ahead(waiter), waiter._usable)
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -295,8 +307,15 @@ class WaitingRoom:
             line = self._lines[model] = _Line()
         return line
 
-    def _eta(self, model: str, ahead: int) -> Eta:
+    def _route(self, model: str, usable: Usable) -> Route | None:
         route = self.route(model)
+        if route is None:
+            return None
+        targets = usable(route)
+        return route if len(targets) == len(route.targets) else replace(route, targets=targets)
+
+    def _eta(self, model: str, ahead: int, usable: Usable = _all_targets) -> Eta:
+        route = self._route(model, usable)
         if route is None:
             return Eta()
         return eta(route, ahead, self._services.get(model, Service()), self.now_s())
@@ -376,10 +395,9 @@ class WaitingRoom:
 
     def _refuse_hopeless(self, model: str) -> None:
         """Those whose time will be up before the load can be done need not wait for that."""
-        expected = self._eta(model, 0)
-        if expected.seconds is None or not expected.loading or expected.overdue:
-            return
-        ready_s = self.now_s() + expected.seconds
         for ticket in self._line(model).queue:
-            if ready_s > ticket.item.until_s:
+            expected = self._eta(model, 0, ticket.item._usable)
+            if expected.seconds is None or not expected.loading or expected.overdue:
+                continue
+            if self.now_s() + expected.seconds > ticket.item.until_s:
                 ticket.item._fail(TooLong(expected.seconds))
