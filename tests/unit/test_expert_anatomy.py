@@ -238,9 +238,10 @@ def test_nonsense_in_a_key_is_the_files_fault() -> None:
         anatomy(keys(1, expert_group_count="many"), block(0))
 
 
-def grouped(blocks: int, **more: Scalar | Array) -> Metadata:
+def grouped(blocks: int, predicting: int = 0) -> Metadata:
     return keys(
-        blocks, expert_count=16, expert_group_count=4, expert_group_used_count=2, **more
+        blocks, expert_count=16, expert_group_count=4, expert_group_used_count=2,
+        nextn_predict_layers=predicting,
     )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def test_groups_keep_equally_many() -> None:
 
 def test_predicting_blocks_keep_the_first_of_each_group() -> None:
     tensors = [*block(0, experts=16), *block(1, experts=16)]
-    one = found(grouped(2, nextn_predict_layers=1), tensors)
+    one = found(grouped(2, 1), tensors)
     ids = (0, 3, 4, 5, 9, 10, 13, 15)
     assert one.complete((ids, ())) == (ids, (0, 1, 4, 5, 8, 9, 12, 13))
 
