@@ -156,6 +156,47 @@ def test_a_session_goes_before_a_cache_key_and_that_before_what_is_said(path: st
     assert ask(path, one, "k").affinity != ask(path, {**one, **cache}).affinity
 
 
+@pytest.mark.parametrize("path", TALKS)
+def test_a_session_in_the_body_is_the_one_of_the_headers(path: str) -> None:
+    one, other = spoken(path, "a", ["b"]), spoken(path, "c", ["d"])
+    cache = {"prompt_cache_key": "k"}
+    in_body = ask(path, {**one, "session_id": "s", **cache}).affinity
+    assert in_body == ask(path, other, "s").affinity
+    assert ask(path, {**one, "session_id": "t"}, "s").affinity == in_body
+    assert (
+        ask(path, {**one, "session_id": 7}).affinity
+        == ask(path, {**other, "session_id": 7}).affinity
+    )
+    for nothing in ("", None):
+        unnamed = {**one, "session_id": nothing, "prompt_cache_key": nothing}
+        assert ask(path, unnamed).affinity == ask(path, one).affinity
+
+
+@pytest.mark.parametrize("path", TALKS)
+def test_whose_it_is_counts_apart_from_the_conversation_and_only_where_that_has_no_name(
+    path: str,
+) -> None:
+    one, other = spoken(path, "a", ["b"]), spoken(path, "c", ["d"])
+    mine, yours = ask(path, {**one, "user": "me"}), ask(path, {**one, "user": "you"})
+    assert mine.affinity == yours.affinity == ask(path, one).affinity
+    assert mine.person != yours.person
+    assert mine.person == ask(path, {**other, "user": "me"}).person != 0
+    assert mine.person == ask(path, {**other, "safety_identifier": "me"}).person
+    for named in ({"session_id": "s"}, {"prompt_cache_key": "k"}):
+        assert ask(path, {**one, "user": "me", **named}).person == 0
+    assert ask(path, {**one, "user": "me"}, "s").person == 0
+    for nobody in ({}, {"user": ""}, {"user": None}, {"metadata": {"user_id": ""}}):
+        assert ask(path, {**one, **nobody}).person == 0
+
+
+def test_anthropic_s_metadata_says_whose_it_is_and_openai_s_may_be_about_anything() -> None:
+    body = {**spoken(MESSAGES, "a", ["b"]), "metadata": {"user_id": "me"}}
+    assert ask(MESSAGES, body).person == ask(MESSAGES, {**body, "messages": []}).person != 0
+    assert ask(MESSAGES, {**body, "metadata": "me"}).person == 0
+    chat = {**spoken(CHAT, "a", ["b"]), "metadata": {"user_id": "me"}}
+    assert ask(CHAT, chat).person == 0
+
+
 def test_the_first_session_header_that_says_something_counts() -> None:
     assert session_of({}) == ""
     assert session_of({SESSION_HEADERS[0]: "", SESSION_HEADERS[1]: "b"}) == "b"

@@ -67,6 +67,16 @@ def test_a_request_of_another_gateway_is_counted_there() -> None:
     assert not _value(metrics, "meshd_key_requests_total", key="k")
 
 
+def test_answers_are_counted_by_their_quality_where_they_were_asked_for() -> None:
+    metrics = GatewayMetrics(process=False)
+    for quality in ("exact", "shard", "shard", ""):
+        metrics.answered(Answered("m", CHAT, 200, 1.0, quality=quality))
+        metrics.answered(Answered("m", CHAT, 200, 1.0, hop=True, quality=quality))
+    (family,) = (one for one in metrics.registry.collect() if one.name == "meshd_answers")
+    counts = {one.labels["quality"]: one.value for one in family.samples}
+    assert counts == {"exact": 1, "shard": 2}
+
+
 def test_what_is_no_inference_has_a_count_only() -> None:
     metrics = GatewayMetrics(process=False)
     metrics.answered(Answered("none", "/healthz", 200, 0.1, inference=False))

@@ -199,3 +199,43 @@ def _says(event: bytes) -> bool:
 def _word(event: bytes) -> str:
     got = heard(event)
     return json.dumps(got.text or got.reasoning)[1:-1]
+
+
+# -- other weights ------------------------------------------------------------------------------
+
+
+def _begun(name: str, sent: int) -> tuple[Recording, Resumption]:
+    one = recordings()[name]
+    resumption = Resumption(one.path, one.body.encode(), "fp+a")
+    resumption.sent(b"".join(events_of(one.whole.encode())[:sent]))
+    plan = resumption.plan(spent_s=0.0)
+    assert isinstance(plan, Continuation)
+    assert plan.replays
+    return one, resumption
+
+
+def test_other_weights_do_not_repeat_what_was_said_but_go_on_from_the_text() -> None:
+    one, resumption = _begun("chat", sent := 5)
+    resumption.towards("fp+a")
+    assert resumption.body == one.body.encode()
+    resumption.towards("fp+b")
+    assert resumption.weights == "fp+b"
+    assert resumption.body == one.rests[sent].body.encode()
+    got = resumption.through(one.rests[sent].stream.encode())
+    whole = b"".join(events_of(one.whole.encode())[:sent]) + got
+    assert heard(whole).text == heard(one.whole.encode()).text
+    # Made by two of them, so neither repeats it.
+    resumption.sent(b"")
+    again = resumption.plan(spent_s=0.0)
+    assert isinstance(again, Continuation)
+    assert not again.replays
+
+
+def test_a_grammar_cannot_begin_in_the_middle_so_other_weights_are_tried_with_all_of_it() -> None:
+    one = recordings()["chat"]
+    body = {**json.loads(one.body), "response_format": {"type": "json_object"}, "seed": 3}
+    resumption = Resumption(one.path, json.dumps(body).encode(), "fp+a")
+    resumption.sent(b"".join(events_of(one.whole.encode())[:5]))
+    assert isinstance(resumption.plan(spent_s=0.0), Continuation)
+    resumption.towards("fp+b")
+    assert resumption.body == json.dumps(body).encode()
