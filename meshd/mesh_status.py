@@ -12,7 +12,7 @@ from meshd.mesh.view import MemberView, MeshView
 from meshd.mesh_share import Share
 from meshd.planner.mesh_plan import Placement
 from meshd.report import PLANNED, Lost, Piece, Placed, PlacedOn, Possible
-from meshd.shard_status import shards_of
+from meshd.shard_status import shards_of, shards_of_route
 from meshd.status import STANDING, ModelStatus
 
 _POSSIBLE_MOST = 16
@@ -44,6 +44,7 @@ def followed_status(table: RoutingTable) -> tuple[ModelStatus, ...]:
             detail=route.detail,
             standing=True,
             nodes=tuple(target.name or target.node for target in route.targets),
+            shards=shards_of_route(route),
         )
         for route in table.routes
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from meshd.gateway.routes import ModelState
+from meshd.gateway.routes import ModelState, Route
 from meshd.mesh.record import Assignment, NodeRecord, ShardRecord, ShardStage, Stage
 from meshd.mesh.view import MeshView
 from meshd.planner.plan import ShardUse
@@ -76,8 +76,22 @@ def shards_of(
                 me,
                 ShardStage.READY,
                 assignment.stage is Stage.READY,
+                assignment.experts,
+                assignment.experts_all,
                 measured=assignment.measured,
             )
+
+
+def shards_of_route(route: Route) -> tuple[ShardStatus, ...]:
+    """Those that serve, as a client of the mesh knows them."""
+    return tuple(
+        ShardStatus(
+            route.model, one.name or one.node, False, ShardStage.READY, one.ready, one.experts,
+            one.experts_all, measured=one.measured,
+        )
+        for one in route.targets
+        if not one.whole
+    )  # fmt: skip
 
 
 def _told(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from meshd.config.findings import printable
 from meshd.planner.plan import Decision, Strategy
 from meshd.shard_line import progress, quality
 
@@ -88,7 +89,7 @@ def ways_lines(ways: Sequence[Way]) -> Iterator[str]:
     """The table; nothing where there is no way at all."""
     if not ways:
         return
-    rows = [
+    rows: list[tuple[str, ...]] = [
         _HEAD,
         *(
             (
@@ -102,6 +103,8 @@ def ways_lines(ways: Sequence[Way]) -> Iterator[str]:
             for one in ways
         ),
     ]
+    # What other nodes say of themselves cannot steer the terminal.
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

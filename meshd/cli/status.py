@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(status: NodeStatus) -> Iterator[str]:
+    from meshd.config.findings import printable
     from meshd.report import size
     from meshd.shard_line import progress
 
@@ -62,7 +63,7 @@ def _lines(status: NodeStatus) -> Iterator[str]:
             yield f"         {model.detail}"
         for shard in model.shards:
             if shard.me and shard is not model.shard:
-                yield f"         shard: {progress(shard)}"
+                yield f"         shard: {printable(progress(shard))}"
     for lent in status.lends:
         percent = f" {lent.progress:.0%}" if lent.stage == "seeding" else ""
         yield (
@@ -105,12 +106,13 @@ def _model(model: ModelStatus) -> str:
 
 def _loses(model: ModelStatus) -> str:
     """What a model loses that is served from shards."""
+    from meshd.config.findings import printable
     from meshd.shard_line import quality, shape
 
     if model.shard is not None:
         return f" ({shape(model.shard)})"
     serving = [one for one in model.shards if one.serves]
-    lost = quality(loss for one in serving for loss in one.measured)
+    lost = printable(quality(loss for one in serving for loss in one.measured))
     return f" from shards ({lost})" if serving and model.strategy == "elsewhere" else ""
 
 

@@ -24,6 +24,7 @@ from meshd.config.findings import (
 )
 from meshd.config.layers import Loaded, Origin, parse_layers
 from meshd.config.syntax import MAX_BYTES, decode, too_large
+from meshd.experts.texts import LEAST_BYTES, MOST_BYTES
 from meshd.paths import Paths, shipped
 
 __all__ = [
@@ -174,12 +175,13 @@ def _missing_sources(loaded: Loaded) -> Iterator[Finding]:
 
 
 def _missing_texts(loaded: Loaded) -> Iterator[Finding]:
-    """Warn of calibration texts that are not there or no files: without one nothing is measured."""
+    """Warn of calibration texts that cannot be used: without one nothing is measured."""
     texts = {file.path: file.text for file in loaded.files}
     for model in loaded.config.models:
         for kind, path in model.calibration:
             try:
-                problem = _not_a_file(Path(path).stat().st_mode)
+                about = Path(path).stat()
+                problem = _not_a_file(about.st_mode) or _wrong_size(about.st_size)
             except (OSError, ValueError) as error:
                 problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
             if not problem:
@@ -187,6 +189,13 @@ def _missing_texts(loaded: Loaded) -> Iterator[Finding]:
             mark = loaded.origins[f"models[{model.name}].calibration.{kind}"]
             message = f"{printable(path)}: {problem}"
             yield finding(mark, message, texts, severity=Severity.WARNING)
+
+
+def _wrong_size(size_bytes: int) -> str:
+    if LEAST_BYTES <= size_bytes <= MOST_BYTES:
+        return ""
+    least, most = f"{LEAST_BYTES >> 10} KiB", f"{MOST_BYTES >> 20} MiB"
+    return f"a text for calibration has from {least} to {most}, not {size_bytes} bytes"
 
 
 def _exists(folder: Path, pattern: str) -> bool:

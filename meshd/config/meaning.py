@@ -142,8 +142,10 @@ def _source(source: str, path: Path, book: _Book) -> None:
 def _quality(model: ModelSettings, here: Path, book: _Book) -> None:
     for kind, _ in model.calibration:
         if kind in _SHIPPED_KINDS:
-            message = f"calibration: {kind} is the name of a kind of text that is shipped"
-            book.say((*here, "calibration", kind), message, "give it another name")
+            message = (
+                f"calibration: {kind} takes the place of the text of that kind that is shipped"
+            )
+            book.say((*here, "calibration", kind), message, severity=Severity.NOTE)
     if model.quality.exact:
         if model.calibration:
             message = f"calibration has no effect: the quality of {quoted(model.name)} is exact"

@@ -18,6 +18,7 @@ RESULT = "/run/mesh-apply/result.json"
 OWNED = "/run/owned"
 MODEL = "/usr/share/meshd/models/tiny-draft.gguf"
 PLANTED = "/var/lib/mesh/models"
+SHARDS = "/var/lib/mesh/shards"
 SERVER = "/usr/bin/llama-server"
 
 
@@ -153,6 +154,9 @@ FORGED: dict[str, tuple[dict[str, Any], str]] = {
     "a program of its own": (engine("e4", argv=[f"{PLANTED}/llama-server"]), "folder"),
     "a secret as a model": (serving("/etc/shadow", "e5"), "/etc/shadow"),
     "a secret behind a link": (serving(f"{PLANTED}/link.gguf", "e6"), "link.gguf"),
+    "a secret behind a shard": (serving(f"{SHARDS}/link.gguf", "e25"), "link.gguf"),
+    "a secret behind a folder of shards": (serving(f"{SHARDS}/etc/shadow", "e26"), "etc/shadow"),
+    "a ranking for a shard": (serving("/var/lib/mesh/experts/x.gguf", "e27"), "experts/x.gguf"),
     "a secret beside a model": (engine("e7", reads=[MODEL, "/etc/shadow"]), "/etc/shadow"),
     "a folder for a model": (engine("e8", reads=[MODEL, "/root"]), "/root"),
     "a model that it does not declare": (engine("e9", reads=[]), "--model"),
@@ -196,6 +200,9 @@ def answer(handed: Node) -> dict[str, Any]:
     """The hand's answer to all of that at once, with one honest engine among it."""
     plant = "cd $1; ln -sf /etc/shadow link.gguf; cp /bin/sh llama-server; touch evil.so"
     handed.run(["sh", "-euc", plant, "sh", PLANTED], user="_meshd", check=True)
+    plant = "ln -s /etc /etc/shadow $1; mv $1/shadow $1/link.gguf; cp /bin/true $2/x.gguf"
+    others = [SHARDS, "/var/lib/mesh/experts"]
+    handed.run(["sh", "-euc", plant, "sh", *others], user="_meshd", check=True)
     wishes = [wish for wish, _ in FORGED.values()]
     return ask(handed, [*wishes, engine("honest")], generation=1)
 
@@ -254,6 +261,28 @@ def test_an_rpc_server_is_for_this_machine_only(handed: Node) -> None:
     assert listening() == ["127.0.0.1:9372"]
     assert int(handed.unit("mesh-rpc@r1.service")["NRestarts"]) == 0
     ask(handed, [], generation=6)
+    assert traces(handed) == []
+
+
+def test_an_engine_reads_the_brain_s_shards_and_writes_none(handed: Node) -> None:
+    shard = f"{SHARDS}/0123.gguf"
+    handed.run(["cp", MODEL, shard], user="_meshd", check=True)
+    said = ask(handed, [serving(shard, "part")], generation=7)
+    assert (said["started"], said["errors"]) == (["mesh-llama@part.service"], [])
+    answers = [
+        "curl",
+        "-sf",
+        "--unix-socket",
+        "/run/mesh-engine/part/llama.sock",
+        "http://x/health",
+    ]
+    handed.wait(lambda: handed.run(answers).returncode == 0, 60, "the shard to be served")
+    pid = handed.main_pid("mesh-llama@part.service")
+    inside = ["nsenter", "--mount", "--target", str(pid)]
+    assert handed.run([*inside, "head", "-c", "4", shard], check=True).stdout == "GGUF"
+    assert handed.run([*inside, "touch", shard]).returncode != 0
+    assert handed.run([*inside, "touch", f"{SHARDS}/other.gguf"]).returncode != 0
+    ask(handed, [], generation=8)
     assert traces(handed) == []
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from meshd.cli.mesh import table
 from meshd.cli.status import _lines
-from meshd.gateway.routes import ModelState
+from meshd.gateway.routes import ModelState, Route, RoutingTable, Target
 from meshd.mesh.record import Assignment, NodeRecord, ShardRecord, ShardStage, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
-from meshd.mesh_status import member_lines
+from meshd.mesh_status import followed_status, member_lines
 from meshd.planner.plan import ShardUse
 from meshd.quality import Budget, Fidelity
 from meshd.shard_line import ShardStatus, progress, quality, shape
@@ -118,6 +118,9 @@ def test_of_other_nodes_shards_a_model_says_the_worst_and_json_all() -> None:
         "model    moe: ready on box2, box3 from shards (top-1 0.910 prose, 0.971 code; "
         "perplexity x1.20), context 4096 x 2 slots"
     ]
+    hostile = replace(worse, domain="\x1b[2Jx")
+    nasty = replace(found, shards=(replace(found.shards[1], measured=(hostile,)),))
+    assert all(line.isprintable() for line in text(nasty))
     assert [(one.node, one.stage, one.serves) for one in found.shards] == [
         ("box2", "making", False),
         ("box2", "ready", True),
@@ -125,6 +128,22 @@ def test_of_other_nodes_shards_a_model_says_the_worst_and_json_all() -> None:
     ]
     again = msgspec.json.decode(msgspec.json.encode(found), type=ModelStatus)
     assert again == found
+
+
+def test_a_client_of_the_mesh_knows_it_from_its_table() -> None:
+    targets = (
+        Target(
+            "id-2", "", True, 2, name="box2", shard="k", experts=12, experts_all=16, measured=LOST
+        ),
+        Target("id-3", "", True, 2, name="box3"),
+    )
+    table = RoutingTable(routes=(Route("moe", ModelState.READY, targets),))
+    (model,) = followed_status(table)
+    assert text(model) == [
+        "model    moe: ready on box2, box3 from shards (top-1 0.962 prose, 0.971 code; "
+        "perplexity x1.03), context 0 x 4 slots"
+    ]
+    assert [(one.node, one.experts, one.experts_all) for one in model.shards] == [("box2", 12, 16)]
 
 
 def test_another_model_s_shards_are_not_its() -> None:

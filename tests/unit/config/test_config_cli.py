@@ -105,21 +105,25 @@ def test_show_prints_bounds_that_every_reader_takes_for_numbers(paths, capsys):
     assert again.config == parse_layers([SourceFile("mesh.yaml", text)]).config
 
 
-def test_check_warns_of_calibration_texts_that_are_no_files(paths, tmp_path, capsys):
+def test_check_warns_of_calibration_texts_that_cannot_be_used(paths, tmp_path, capsys):
     there = tmp_path / "law.txt"
-    there.write_text("Whoever\n")
+    there.write_text("Whoever\n" * 10_000)
+    short = tmp_path / "short.txt"
+    short.write_text("Whoever\n")
     lines = [
         "    quality: {min_top1: 0.9}",
         "    calibration:",
         f"      law: {there}",
         "      gone: /nowhere/a.txt",
         f"      folder: {tmp_path}",
+        f"      short: {short}",
     ]
     paths.config.write_text(TEXT.replace("/nowhere/a.gguf", str(there)) + "\n".join(lines) + "\n")
     assert meshd(paths, "check") == 0
     err = capsys.readouterr().err
     assert f"{paths.config}:8:13: warning: /nowhere/a.txt: cannot be read: No such file" in err
     assert f"{paths.config}:9:15: warning: {tmp_path}: this is a folder, not a file" in err
+    assert f"{paths.config}:10:14: warning: {short}: a text for calibration has from 64 KiB" in err
     assert "law.txt" not in err
 
 

@@ -331,10 +331,6 @@ def test_weak_guesses_are_not_made():
         ("models: [{name: a, source: ../y.gguf}]", "climb out"),
         ("models: [{name: a, source: 'y/'}]", "not the name of a file"),
         ("models: [{name: a, source: y, replicas: {min: 3, max: 2}}]", "above max"),
-        (
-            A.format("quality: {min_top1: .9}, calibration: {code: /c.txt}"),
-            "code is the name of a kind of text that is shipped",
-        ),
         ("gateway: {listen: ['127.0.0.1:3131']}", "the console cannot listen on 127.0.0.1:3131"),
         ("console: {listen: '0.0.0.0:9337'}", "the console cannot listen on"),
         ("console: {listen: '[::]:9337'}", "the console cannot listen on"),
@@ -403,6 +399,11 @@ def test_what_is_in_order(text):
         (A.format("quality: {min_top1: 1}"), Severity.NOTE, "min_top1: 1 is kept by no part of"),
         (A.format("quality: {max_kl: 0, min_top1: .9}"), Severity.NOTE, "max_kl: 0 is kept by no"),
         (A.format("quality: {min_top1: 0}"), Severity.WARNING, "kept by any part of a model"),
+        (
+            A.format("quality: {min_top1: .9}, calibration: {code: /c.txt}"),
+            Severity.NOTE,
+            "code takes the place of the text of that kind that is shipped",
+        ),
         (A.format("calibration: {law: /l.txt}"), Severity.NOTE, 'the quality of "a" is exact'),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from meshd.config import settings
+from meshd.config import meaning, settings
 from meshd.config.build import to_data
 from meshd.config.findings import SourceFile
 from meshd.config.layers import parse_layers
@@ -18,6 +18,7 @@ from meshd.config.schema import is_list_change, published, resolved, validator
 from meshd.config.settings import Config, ModelSettings
 from meshd.config.shape_words import WORDS
 from meshd.config.sizes import format_size, parse_size
+from meshd.experts.texts import SHIPPED
 from meshd.quality import Budget
 
 ROOT = Path(__file__).parents[3]
@@ -180,6 +181,10 @@ def test_the_drop_in_shown_in_the_documentation_works():
     assert [model.name for model in loaded.config.models] == ["tiny", "big"]
     assert loaded.config.models[0].slots == 4
     assert loaded.config.gateway.listen == ("127.0.0.1:8080",)
+
+
+def test_the_kinds_of_text_that_are_shipped_are_those_that_check_knows():
+    assert meaning._SHIPPED_KINDS == SHIPPED
 
 
 def test_the_modeline_is_the_first_line():
