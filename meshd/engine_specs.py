@@ -14,6 +14,7 @@ from meshd.paths import Paths
 from meshd.planner.hosting import Hosting
 from meshd.planner.layout import RAM
 from meshd.planner.plan import Decision, Plan, Strategy
+from meshd.planner.shard_offer import facts_served
 from meshd.planner.view import NodeView
 from meshd.revival import Revival
 from meshd.units.guard import host_guard_spec, member_guard_spec
@@ -63,9 +64,8 @@ def engine_specs(
             found.refused[name] = f"{decision.model}: another model's engine has this name"
             continue
         try:
-            engine = llama_spec(
-                decision, candidate.facts, build, hardware, paths, config.node.limit
-            )
+            facts = facts_served(decision, candidate.facts)
+            engine = llama_spec(decision, facts, build, hardware, paths, config.node.limit)
             engine = _tried(engine, decision, node, config.node.limit, revival)
             if decision.strategy is not Strategy.PIPELINE:
                 found.specs.append(engine)

@@ -27,6 +27,8 @@ from meshd.planner.plan import Decision, Strategy
 from meshd.planner.replicas import place_replicas
 from meshd.planner.view import NodeView
 from meshd.planner.wishes import Wanted, wanted
+from meshd.quality import quality_of
+from meshd.shard_share import Shards, ShardWant, as_the_mesh_asks, other_shards, with_shards
 from meshd.split_room import rooms_beside
 from meshd.split_share import (
     Splits,
@@ -64,6 +66,7 @@ class Around:
     :ivar load_times: of this node's loads so far.
     :ivar cut: this node is drained, and its answers have no more time.
     :ivar splits: what this node lends, and how its splits are.
+    :ivar shards: its rankings of experts and its shards.
     """
 
     self: Self
@@ -80,6 +83,7 @@ class Around:
     load_times: LoadTimes = field(default_factory=LoadTimes)
     cut: bool = False
     splits: Splits = field(default_factory=Splits)
+    shards: Shards = field(default_factory=Shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,8 @@ class Share:
     :ivar early: others may be there that this node has not heard of yet.
     :ivar pipelines: decisions of the splits that this node hosts, by model; ``hostings`` how far
         they are.
+    :ivar sharded: likewise of the models that it serves from expert shards; ``shard_wants`` what
+        is to be made for such.
     :ivar lent: what it lends to others' splits.
     :ivar could: how this node would serve every model that it could, and what else it considered.
     """
@@ -110,6 +116,8 @@ class Share:
     hostings: Mapping[str, Hosting] = field(default_factory=dict)
     lent: tuple[Lent, ...] = ()
     could: tuple[Decision, ...] = ()
+    sharded: Mapping[str, Decision] = field(default_factory=dict)
+    shard_wants: tuple[ShardWant, ...] = ()
 
 
 def share(
@@ -125,7 +133,8 @@ def share(
         local = replace(config, node=replace(config.node, role=Role.AUTO))
     else:
         local = config
-    settings = settings_of(config, wanted(around.view))
+    asked = wanted(around.view)
+    settings = settings_of(config, asked)
     splits = around.splits
     terms = terms_of(around.terms, node, around.view)
     around = replace(around, terms=terms, own=taken_up(around.own, node))
@@ -156,6 +165,18 @@ def share(
         around.terms,
         rooms,
     )
+    parts = with_shards(
+        decisions,
+        node,
+        local,
+        as_the_mesh_asks(settings, asked),
+        around.view,
+        around.shards,
+        calm_s=around.calm_s,
+        early=around.early,
+        draining=around.moving.draining,
+    )
+    decisions = parts.decisions
     offers = tuple(
         offer_record(decision, node.candidate(decision.model), node, limit=config.node.limit)
         for decision in decisions
@@ -164,7 +185,8 @@ def share(
     fingerprints = {offer.model: offer.fingerprint for offer in offers}
     answers = leases(lends, splits.seeds, splits.guards)
     pipelines = {one.model: one for one in decisions if one.strategy is Strategy.PIPELINE}
-    begins = that_begin(pipelines.values(), node)
+    sharded = {one.model: one for one in decisions if one.shard is not None}
+    begins = that_begin(pipelines.values(), node) | other_shards(decisions, node)
 
     def record(assignments: tuple[Assignment, ...]) -> NodeRecord:
         hosts = tuple(
@@ -184,11 +206,13 @@ def share(
             budgets,
             around.before,
         )
-        return replace(own, intents=intents(hosts, fingerprints), leases=answers)
+        return replace(
+            own, intents=intents(hosts, fingerprints), leases=answers, shards=parts.records
+        )
 
     # Whose file is another one now is started anew with it in this pass, so that is what it has.
     now = tuple(
-        _as_offered(one.assignment, offers, pipelines)
+        _as_offered(one.assignment, offers, pipelines, sharded)
         if one.assignment.stage in (Stage.LOADING, Stage.READY)
         else one.assignment
         for one in around.own
@@ -197,7 +221,7 @@ def share(
     plan = place_replicas(view, around.demand)
     claims = _claims(plan, config, around)
     claimed = tuple(
-        _with_load_time(_anew(_as_offered(one, offers, pipelines), begins), node, around)
+        _with_load_time(_anew(_as_offered(one, offers, pipelines, sharded), begins), node, around)
         for one in without_lost(claims.assignments, offers)
     )
     fresh = record(claimed)
@@ -220,6 +244,8 @@ def share(
         hostings=hostings(hosted.values(), seen, splits),
         lent=lends.lent,
         could=decisions,
+        sharded={one: sharded[one] for one in runs if one in sharded},
+        shard_wants=parts.wants,
     )
 
 
@@ -238,6 +264,8 @@ def settings_of(config: Config, asked: tuple[Wanted, ...]) -> dict[str, ModelSet
             replicas=Replicas(one.least, "auto" if one.most is None else one.most),
             aliases=one.aliases,
             split=Split.NEVER if one.split == Split.NEVER else Split.AUTO,
+            quality=quality_of(one.quality),
+            nodes=tuple(sorted(one.nodes)) or "auto",
         )
         for one in asked
         if one.model not in own
@@ -299,7 +327,10 @@ def _left_to_do(assignments: tuple[Assignment, ...], around: Around) -> tuple[As
 
 
 def _as_offered(
-    assignment: Assignment, offers: tuple[Offer, ...], pipelines: Mapping[str, Decision]
+    assignment: Assignment,
+    offers: tuple[Offer, ...],
+    pipelines: Mapping[str, Decision],
+    sharded: Mapping[str, Decision],
 ) -> Assignment:
     """With the shape that it has or will have here, rather than what the mesh asked for."""
     found = next((one for one in offers if one.model == assignment.model), None)
@@ -309,6 +340,7 @@ def _as_offered(
     memory = assignment.memory if claimed else found.memory
     # An arrangement begins with the engine: until then its term is used by none.
     pipeline = None if claimed else pipelines.get(assignment.model)
+    shard = sharded[assignment.model].shard if assignment.model in sharded else None
     return replace(
         assignment,
         context=found.context,
@@ -317,6 +349,10 @@ def _as_offered(
         parts=found.parts,
         term=max(assignment.term, pipeline.term) if pipeline else assignment.term,
         fingerprint=found.fingerprint or assignment.fingerprint,
+        shard=shard.key if shard else "",
+        measured=found.measured,
+        experts=shard.experts if shard else 0,
+        experts_all=shard.experts_all if shard else 0,
     )
 
 

@@ -137,6 +137,7 @@ def offer_record(
         # What it lacks itself, then why others cannot help out.
         problem="" if decision.served else "; ".join(one.text for one in reasons[::-1])[:_PROBLEM],
         parts=decision.parts,
+        measured=decision.shard.measured if decision.shard is not None else (),
     )
 
 

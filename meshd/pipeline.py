@@ -124,8 +124,8 @@ def propose(
         config = mine.config
         node = replace(node, lent=mine.lent)
     others = mine.others if mine is not None else ()
-    pipelines = mine.pipelines if mine is not None else {}
-    planned = plan(ClusterView(node.id, (node,)), config, others, pipelines)
+    decided = {**mine.pipelines, **mine.sharded} if mine is not None else {}
+    planned = plan(ClusterView(node.id, (node,)), config, others, decided)
     found = engine_specs(
         planned,
         node,

@@ -34,6 +34,7 @@ from meshd.pipeline import Observation, Proposal, Sought
 from meshd.publish import Outlets, Publisher
 from meshd.report import PlanReport
 from meshd.revival import Revivals
+from meshd.shard_port import NoShards, ShardPort
 from meshd.split_port import NoSplits, SplitPort
 from meshd.status import NodeStatus
 from meshd.units.spec import Applier, EngineKind, EngineState, EngineStatus
@@ -71,6 +72,7 @@ class Supervisor:
     :param loads: how long engines take to load here.
     :param drain: whether this node is to be switched off.
     :param splits: what this node hosts and lends of models that are larger than a machine.
+    :param shards: its parts of mixtures of experts.
     :param clock: monotonic seconds.
     """
 
@@ -89,6 +91,7 @@ class Supervisor:
         loads: LoadWatch | None = None,
         drain: DrainOrder | None = None,
         splits: SplitPort | None = None,
+        shards: ShardPort | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
@@ -103,6 +106,7 @@ class Supervisor:
         self._loads = loads or LoadWatch(clock=clock)
         self._drain = drain or DrainOrder(clock=clock)
         self._splits = splits or NoSplits()
+        self._shards = shards or NoShards()
         self._clock = clock
         self._wake = asyncio.Event()
         self._pass_lock = asyncio.Lock()
@@ -224,6 +228,7 @@ class Supervisor:
                 await changes
             await self._health.close()
             await self._splits.close()
+            await self._shards.close()
             await self._mesh.close()
 
     async def _turn(self) -> None:
@@ -297,6 +302,7 @@ class Supervisor:
         self._running, self._lent = proposal.running, proposal.lent
         self._mesh.took(proposal)
         self._splits.took(proposal, self._mesh.ways())
+        self._shards.took(proposal, self._mesh.ways())
         self._loads.look(proposal, self._health.ready)
         self._health.watch(self._watched(proposal.engines), works(proposal, self._loads.times))
         self._door_error = await self._open_doors(loaded, peers)
@@ -320,7 +326,9 @@ class Supervisor:
             ways = self._mesh.ways()
             addresses = ways.addresses if ways is not None else {}
             splits = self._splits.now(running, self._lent, around.view, addresses)
-            around = replace(around, load_times=self._loads.times, splits=splits)
+            around = replace(
+                around, load_times=self._loads.times, splits=splits, shards=self._shards.now()
+            )
         given_up: frozenset[str] = frozenset()
         if around is None:
             models = [model.name for model in loaded.config.models]

@@ -119,7 +119,14 @@ class Workshop(Protocol):
     What nobody wishes any more is not finished. What lies on disk stays until room is needed.
     """
 
-    def want(self, rankings: tuple[RankingWish, ...], shards: tuple[ShardWish, ...]) -> None: ...
+    def want(
+        self,
+        rankings: tuple[RankingWish, ...],
+        shards: tuple[ShardWish, ...],
+        in_use: frozenset[str] = frozenset(),
+    ) -> None:
+        """:param in_use: keys of shards that engines read, which are not to be removed."""
+        ...
 
     def rankings(self) -> Mapping[str, Ranking]:
         """Those that are here, by fingerprint."""

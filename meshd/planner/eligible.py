@@ -12,8 +12,15 @@ from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.plan import Code, Strategy
 from meshd.planner.wishes import Wanted
+from meshd.quality import quality_of, shortfalls
 
-_SERVED = (Strategy.SOLO_GPU, Strategy.PIPELINE, Strategy.SOLO_OFFLOAD, Strategy.SOLO_CPU)
+_SERVED = (
+    Strategy.SOLO_GPU,
+    Strategy.PIPELINE,
+    Strategy.EXPERT_SHARD,
+    Strategy.SOLO_OFFLOAD,
+    Strategy.SOLO_CPU,
+)
 _RTT_UNKNOWN = 99
 _DRAINED = "it is being drained"
 _CLIENT = "its role is client"
@@ -188,6 +195,9 @@ def _eligible(asked: Wanted, mesh: Mesh) -> Eligible:
             text = f"has other content of that name ({_short(offer.fingerprint)})"
             excluded.setdefault(Code.OTHER_CONTENT, []).append((node, text))
             continue
+        if offer.measured and (missed := shortfalls(quality_of(asked.quality), offer.measured)):
+            excluded.setdefault(Code.BELOW_QUALITY, []).append((node, "; ".join(missed)))
+            continue
         here, one = assigned.get(node), mesh.known[node]
         if here is None and one.alive and not one.member.record.draining:
             nodes.append(node)
@@ -206,6 +216,8 @@ def misplaced(asked: Wanted, one: Known, running: Assignment, fingerprint: str) 
         return f"the configuration names other nodes: {', '.join(sorted(asked.nodes))}"
     if fingerprint and running.fingerprint and running.fingerprint != fingerprint:
         return f"it has other content of that name ({_short(running.fingerprint)})"
+    if running.measured and (missed := shortfalls(quality_of(asked.quality), running.measured)):
+        return "; ".join(missed)
     if one.member.record.draining:
         return _DRAINED
     return ""

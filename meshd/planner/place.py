@@ -30,12 +30,12 @@ def plan(
     view: ClusterView,
     config: Config,
     others: tuple[ModelSettings, ...] = (),
-    pipelines: Mapping[str, Decision] = MappingProxyType({}),
+    decided: Mapping[str, Decision] = MappingProxyType({}),
 ) -> Plan:
     """Decide for every model of the config; the same view and config give the same plan.
 
     :param others: models that this node may have to take over, which long contexts leave room for.
-    :param pipelines: what was decided already, with other nodes.
+    :param decided: what was decided already, together with other nodes.
     """
     node = next(node for node in view.nodes if node.id == view.me)
     budgets = budgets_of(node, config)
@@ -49,7 +49,7 @@ def plan(
         if (running := _keepable(node, config, model)) is not None
     }
     names = {model.name for model in config.models}
-    kept.update((name, one) for name, one in pipelines.items() if name in names)
+    kept.update((name, one) for name, one in decided.items() if name in names)
     for decision in kept.values():
         budgets = _after(decision, cache_bytes, budgets)
     fresh = {}
@@ -172,6 +172,8 @@ def _keepable(node: NodeView, config: Config, model: ModelSettings) -> Running |
     decision = running.decision
     same = (
         decision.served
+        # Whether a shard goes on is decided beside the exact ways, of which this is one.
+        and decision.shard is None
         # Which file it is, its identity tells: whoever else names it may spell its path otherwise.
         and decision.asked[1:] == _asked(model)[1:]
         and running.identity == candidate.identity

@@ -15,6 +15,7 @@ from meshd.planner.wishes import Wanted
 _ORDER: Mapping[str, int] = {
     Strategy.SOLO_GPU: 0,
     Strategy.PIPELINE: 1,
+    Strategy.EXPERT_SHARD: 1,
     Strategy.SOLO_OFFLOAD: 2,
     Strategy.SOLO_CPU: 2,
 }
@@ -22,7 +23,8 @@ _ORDER: Mapping[str, int] = {
 _ORDER_SLOWER = 3
 _ORDER_UNKNOWN = 4
 _SPEED_STEP = math.log(1.5)
-# Splits: fine enough that the best host wins, and from a token in a hundred seconds upwards.
+# Splits and shards: fine enough that the best host wins, and from a token in a hundred seconds
+# upwards.
 _SPLIT_STEP = math.log(1.02)
 _SPLIT_LEAST = 0.01
 
@@ -38,11 +40,12 @@ Order = tuple[int, int, int, str]
 
 def rank(asked: Wanted, one: Known) -> int:
     """How good a node is for a model, small is better: not a standby, then by strategy, by speed
-    (in steps of 1.5 times, of splits in steps of 2 %), and where its own configuration asks for it.
+    (in steps of 1.5 times, of splits and shards in steps of 2 %), and where its own configuration
+    asks for it.
 
-    Whole on GPUs comes before all others, and a split before layers in one node's RAM, unless its
-    host says that somebody is faster alone. Of those with layers in RAM the faster comes first, and
-    of equals the one that has a GPU.
+    Whole on GPUs comes before all others; a split, or a shard that loses no more than is allowed,
+    before layers in one node's RAM, unless its node says that somebody is faster alone. Of those
+    with layers in RAM the faster comes first, and of equals the one that has a GPU.
 
     Told from its own record alone, so that two nodes that compare themselves come to one result,
     whatever else they see.
@@ -59,7 +62,7 @@ def _rank(offer: Offer | None) -> int:
     if offer is None:
         return result + _ORDER_UNKNOWN * _STRATEGY + _SPEED_MOST * _SPEED
     strategy = _ORDER.get(offer.strategy, _ORDER_UNKNOWN)
-    if offer.strategy == Strategy.PIPELINE:
+    if offer.strategy in (Strategy.PIPELINE, Strategy.EXPERT_SHARD):
         speed = _split_speed(offer.tokens_s)
         if offer.code == Code.SOLO_FASTER:
             strategy = _ORDER_SLOWER

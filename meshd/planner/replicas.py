@@ -2,7 +2,8 @@
 
 What runs stays where it is. What is missing is placed in this order: models that somebody's
 configuration asks for by name and that run nowhere; their further replicas; then what demand asks
-for, hottest first, in memory that is idle. Only the first two make a popular replica give way.
+for, hottest first, and further expert shards, in memory that is idle. Only the first two make a
+popular replica give way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from meshd.planner.holding import holding
 from meshd.planner.mesh_plan import MeshPlan, Release
 from meshd.planner.plan import Code
 from meshd.planner.ranking import order
+from meshd.planner.shard_replicas import outdone, shards_for
 from meshd.planner.table import Table
 from meshd.planner.wishes import Wanted, wanted
 
@@ -66,7 +68,9 @@ def _case(asked: Wanted, mesh: Mesh, demand: Mapping[str, float]) -> Case:
         memory = summed(assignment.memory or (offer.memory if offer is not None else ()))
         held = holding(node, memory, assignment.parts, mesh.records)
         runs = Runs(node, order(asked, one), assignment, one.alive, memory, held)
-        problem = misplaced(asked, one, assignment, may.fingerprint)
+        problem = misplaced(asked, one, assignment, may.fingerprint) or outdone(
+            asked, one, assignment, may, mesh
+        )
         if problem:
             case.strays.append((runs, problem))
         else:
@@ -74,6 +78,7 @@ def _case(asked: Wanted, mesh: Mesh, demand: Mapping[str, float]) -> Case:
     case.running.sort(key=lambda runs: runs.order)
     answers = any(runs.alive and runs.assignment.stage is Stage.READY for runs in case.running)
     case.number = replicas_for(rate, len(case.running), asked.least, asked.most, answers=answers)
+    case.number = max(case.number, shards_for(asked, may, mesh))
     return case
 
 

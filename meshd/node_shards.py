@@ -1,0 +1,195 @@
+"""The expert shards of a real node, put together behind `shard_port.ShardPort`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from meshd.errors import UserError
+from meshd.experts.texts import texts_of
+from meshd.experts.wish import Holder, RankingWish, ShardWish, Text, Workshop, WorkStage, WorkState
+from meshd.mesh.view import MeshView
+from meshd.mesh_routes import Ways
+from meshd.pipeline import Proposal
+from meshd.shard_share import Shards, ShardWant, Target
+
+Calibration = tuple[tuple[str, str], ...]
+
+_HOLDERS_MOST = 8
+# A file that was not there may have come.
+_TEXTS_AGAIN_S = 60.0
+
+
+@dataclass(slots=True)
+class _Texts:
+    """Of one calibration. :ivar problem: why there are none."""
+
+    texts: tuple[Text, ...] = ()
+    problem: str = ""
+    tried_s: float = 0.0
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class _Settled:
+    target: Target
+    since_s: float
+
+
+class NodeShards:
+    """:param folder: where a user's texts are laid down. :param wake: called when the brain should
+    look again. :param clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        workshop: Workshop,
+        wake: Callable[[], None],
+        *,
+        texts: Callable[[Calibration, Path], tuple[Text, ...]] = texts_of,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._workshop = workshop
+        self._wake = wake
+        self._texts_of = texts
+        self._clock = clock
+        self._known: dict[Calibration, _Texts] = {}
+        self._settled: dict[str, _Settled] = {}
+        self._problems: dict[str, str] = {}
+
+    def now(self) -> Shards:
+        now_s = self._clock()
+        states = dict(self._workshop.states())
+        for fingerprint, problem in self._problems.items():
+            states[fingerprint] = WorkState(WorkStage.FAILED, detail=problem)
+        return Shards(
+            rankings=self._workshop.rankings(),
+            shards=self._workshop.shards(),
+            states=states,
+            logits=self._workshop.logits(),
+            targets={
+                model: replace(one.target, age_s=now_s - one.since_s)
+                for model, one in self._settled.items()
+            },
+        )
+
+    def took(self, proposal: Proposal, ways: Ways | None) -> None:
+        share = proposal.share
+        wants = share.shard_wants if share is not None else ()
+        self._settle(wants)
+        rankings: list[RankingWish] = []
+        shards: list[ShardWish] = []
+        self._problems = {}
+        for want in wants:
+            found = self._texts(want.calibration)
+            if found.problem:
+                self._problems[want.fingerprint] = found.problem
+            if not found.texts or share is None:
+                continue
+            addresses = ways.addresses if ways is not None else {}
+            rankings.append(_ranking_wish(want, found.texts, share.view, addresses))
+            shard = self._shard_wish(want, found.texts, share.view, addresses)
+            shards.extend((shard,) if shard is not None else ())
+        self._workshop.want(
+            tuple(rankings),
+            tuple(shards),
+            frozenset(want.serves for want in wants if want.serves),
+        )
+
+    async def close(self) -> None:
+        tasks = [one.task for one in self._known.values() if one.task is not None]
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self._workshop.close()
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _settle(self, wants: Iterable[ShardWant]) -> None:
+        """Since when this node has settled on which shard."""
+        settled = {}
+        for want in wants:
+            if want.target is None:
+                continue
+            old = self._settled.get(want.model)
+            same = old is not None and old.target.key == want.target.key
+            since_s = old.since_s if old is not None and same else self._clock()
+            settled[want.model] = _Settled(want.target, since_s)
+        self._settled = settled
+
+    def _shard_wish(
+        self,
+        want: ShardWant,
+        texts: tuple[Text, ...],
+        view: MeshView,
+        addresses: Mapping[str, str],
+    ) -> ShardWish | None:
+        ranking = self._workshop.rankings().get(want.fingerprint)
+        if want.target is None or ranking is None:
+            return None
+        return ShardWish(
+            key=want.target.key,
+            fingerprint=want.fingerprint,
+            model=want.model,
+            files=want.files,
+            ranking=ranking,
+            selection=want.target.selection,
+            texts=texts,
+            holders=_holders(want.logits_holders, view, addresses),
+            computes=want.works,
+        )
+
+    def _texts(self, calibration: Calibration) -> _Texts:
+        known = self._known.setdefault(calibration, _Texts())
+        again = not known.texts and self._clock() - known.tried_s >= _TEXTS_AGAIN_S
+        if known.task is None and (again or not known.tried_s):
+            known.tried_s = self._clock()
+            known.task = asyncio.create_task(self._lay_down(calibration, known))
+        return known
+
+    async def _lay_down(self, calibration: Calibration, known: _Texts) -> None:
+        try:
+            known.texts = await asyncio.to_thread(self._texts_of, calibration, self._folder)
+            known.problem = ""
+        except UserError as error:
+            known.problem = str(error)
+        except OSError as error:
+            known.problem = f"{error.filename or self._folder}: {error.strerror}"
+        finally:
+            known.task = None
+        self._wake()
+
+
+def _ranking_wish(
+    want: ShardWant, texts: tuple[Text, ...], view: MeshView, addresses: Mapping[str, str]
+) -> RankingWish:
+    return RankingWish(
+        fingerprint=want.fingerprint,
+        model=want.model,
+        files=want.files,
+        texts=texts,
+        computes=want.works,
+        wanted=want.ranking,
+        holders=_holders(want.ranking_holders, view, addresses),
+    )
+
+
+def _holders(
+    nodes: tuple[str, ...], view: MeshView, addresses: Mapping[str, str]
+) -> tuple[Holder, ...]:
+    """:param addresses: ``host:port`` of nodes that are known to answer."""
+    found = []
+    for node in nodes[:_HOLDERS_MOST]:
+        member = view.member(node)
+        told = member.record.addresses if member is not None else ()
+        address = addresses.get(node) or next(iter(told), "")
+        if address:
+            found.append(Holder(node, address))
+    return tuple(found)

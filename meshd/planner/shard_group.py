@@ -1,0 +1,135 @@
+"""Who could serve a mixture of experts from shards together, and by which ranking: read off all
+nodes' records, so that everybody comes to the same. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from meshd.mesh.record import NodeRecord, ShardRecord, ShardStage, Stage
+from meshd.mesh.view import MeshView, Status
+from meshd.planner.layout import RAM
+from meshd.planner.plan import Strategy
+from meshd.planner.ranking import chance
+
+_WHOLE = (Strategy.SOLO_GPU, Strategy.PIPELINE, Strategy.SOLO_OFFLOAD, Strategy.SOLO_CPU)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The nodes with room for a shard of one model.
+
+    :ivar capacities: experts a layer, by node; ``keys`` of their shards, "" before they are known.
+    :ivar ranking: digest of the ranking that they settle on, "" while nobody has any; ``holders``
+        have it, ``with_logits`` the whole model's logits.
+    :ivar worker: the node that counts, and computes logits, where nobody has done so; "" for none.
+    :ivar answering: nodes that serve the model from a shard now, with the shard's key.
+    :ivar loading: nodes that load the model just now; ``moving`` those that serve from one shard
+        and have another one ready.
+    """
+
+    capacities: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    ranking: str = ""
+    holders: tuple[str, ...] = ()
+    with_logits: tuple[str, ...] = ()
+    worker: str = ""
+    answering: Mapping[str, str] = field(default_factory=dict)
+    loading: tuple[str, ...] = ()
+    moving: tuple[str, ...] = ()
+
+    @property
+    def together(self) -> int:
+        """Experts a layer that all of them hold together."""
+        return sum(self.capacities.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The fastest way in which another node says that it would serve the whole model."""
+
+    node: str
+    name: str
+    tokens_s: float
+
+
+def group_of(view: MeshView, model: str, own: ShardRecord, size_bytes: int) -> Group:
+    """:param own: this node's part, as it is now.
+
+    :param size_bytes: of the whole model: who can keep it in memory counts sooner.
+    """
+    found = {node: (record, shard) for node, record, shard in _members(view, model, own)}
+    votes = Counter(shard.ranking for _, shard in found.values() if shard.ranking)
+    ranking = min(votes, key=lambda digest: (-votes[digest], digest), default="")
+    able = [
+        (ram_bytes(record) < size_bytes, chance(model, node), node)
+        for node, (record, shard) in found.items()
+        if shard.stage is not ShardStage.REFUSED or shard.measured
+    ]
+    running = {
+        node: one
+        for node, (record, _) in found.items()
+        if (one := record.assignment(model)) is not None
+    }
+    return Group(
+        capacities={node: shard.capacity for node, (_, shard) in sorted(found.items())},
+        keys={node: shard.key for node, (_, shard) in found.items()},
+        ranking=ranking,
+        holders=_those(found, lambda shard: ranking != "" and shard.ranking == ranking),
+        with_logits=_those(found, lambda shard: shard.logits),
+        worker=min(able)[-1] if able else "",
+        answering={
+            node: one.shard
+            for node, one in running.items()
+            if one.shard and one.stage is Stage.READY
+        },
+        loading=tuple(node for node, one in running.items() if one.stage is Stage.LOADING),
+        moving=tuple(
+            node
+            for node, one in running.items()
+            if one.shard
+            and (shard := found[node][1]).stage is ShardStage.READY
+            and shard.key not in ("", one.shard)
+        ),
+    )
+
+
+def fastest_exact(view: MeshView, model: str, fingerprint: str) -> Exact | None:
+    """Of the other nodes' ways to serve the whole model."""
+    best: Exact | None = None
+    for record in _alive(view):
+        offer = record.offer(model)
+        if record.id == view.me or offer is None or offer.problem:
+            continue
+        if offer.strategy not in _WHOLE or offer.fingerprint != fingerprint:
+            continue
+        if best is None or (offer.tokens_s, best.node) > (best.tokens_s, record.id):
+            best = Exact(record.id, record.name or record.id, offer.tokens_s)
+    return best
+
+
+def ram_bytes(record: NodeRecord) -> int:
+    return next((one.plannable_bytes for one in record.devices if one.id == RAM), 0)
+
+
+def _members(
+    view: MeshView, model: str, own: ShardRecord
+) -> Iterator[tuple[str, NodeRecord, ShardRecord]]:
+    for record in _alive(view):
+        shard = own if record.id == view.me else record.shard(model)
+        if shard is None or shard.fingerprint != own.fingerprint or shard.capacity <= 0:
+            continue
+        if not record.draining or record.id == view.me:
+            yield record.id, record, shard
+
+
+def _alive(view: MeshView) -> Iterable[NodeRecord]:
+    return (member.record for member in view.members if member.status is Status.ALIVE)
+
+
+def _those(
+    found: Mapping[str, tuple[NodeRecord, ShardRecord]], has: Callable[[ShardRecord], bool]
+) -> tuple[str, ...]:
+    return tuple(sorted(node for node, (_, shard) in found.items() if has(shard)))

@@ -1,0 +1,447 @@
+"""A node's part in serving mixtures of experts from shards, as far as one pass decides it. Pure.
+
+Between the exact ways and the mesh's plan: which shard this node should have, what has to be made
+for it, what it says of that to the others, and whether it serves from one now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from meshd.config.settings import Config, ModelSettings, Role
+from meshd.experts.ranking import Ranking, Selection
+from meshd.experts.shard_key import shard_key
+from meshd.experts.wish import Shard, WorkStage, WorkState
+from meshd.mesh.record import NodeRecord, ShardRecord, ShardStage
+from meshd.mesh.view import MeshView
+from meshd.models.facts import GgufFacts
+from meshd.planner.lenders import own_paces
+from meshd.planner.pace import Pace
+from meshd.planner.place import budgets_for, budgets_of
+from meshd.planner.plan import Code, Decision, Reason
+from meshd.planner.reshard import Keep, Times, next_selection
+from meshd.planner.shard_capacity import capacity
+from meshd.planner.shard_group import Exact, Group, fastest_exact, group_of
+from meshd.planner.shard_offer import STAYS, WORTH, Fitted, as_shard, fitted, without_shard
+from meshd.planner.shard_plan import ShardPlan, shard_plan
+from meshd.planner.view import Candidate, NodeView
+from meshd.planner.wishes import Wanted
+from meshd.quality import quality_of, shortfalls
+
+_DETAIL = 300
+# Before work begins that only pays when everybody stays.
+BEGIN_CALM_S = 10.0
+
+_STAGES = {
+    WorkStage.RANKING: ShardStage.RANKING,
+    WorkStage.FETCHING: ShardStage.MAKING,
+    WorkStage.WRITING: ShardStage.MAKING,
+    WorkStage.LOGITS: ShardStage.MAKING,
+    WorkStage.CERTIFYING: ShardStage.MAKING,
+    WorkStage.FAILED: ShardStage.REFUSED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The shard that this node settled on. :ivar age_s: since it did.
+
+    :ivar others: what other nodes were to have, when that was last known.
+    """
+
+    key: str
+    selection: Selection
+    experts: int
+    others: Mapping[str, Selection] = field(default_factory=dict)
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """What a node knows of its shards when a pass begins.
+
+    :ivar rankings: by fingerprint. :ivar shards: that lie here, by key.
+    :ivar states: of rankings by fingerprint, of shards by key.
+    :ivar logits: fingerprints of models whose logits are here.
+    :ivar targets: by model.
+    :ivar problem: why this node can make none, "" where it can.
+    """
+
+    rankings: Mapping[str, Ranking] = field(default_factory=dict)
+    shards: Mapping[str, Shard] = field(default_factory=dict)
+    states: Mapping[str, WorkState] = field(default_factory=dict)
+    logits: frozenset[str] = frozenset()
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWant:
+    """What is to be made for one model.
+
+    :ivar ranking: digest of the one that the mesh settled on, "" while there is none.
+    :ivar works: this node counts, and computes logits, where nobody has done so.
+    :ivar ranking_holders: nodes to ask for it, ``logits_holders`` for the whole model's logits.
+    :ivar target: None while that is not known. :ivar serves: key of the shard that serves now.
+    """
+
+    model: str
+    fingerprint: str
+    files: tuple[str, ...]
+    calibration: tuple[tuple[str, str], ...]
+    ranking: str
+    works: bool
+    ranking_holders: tuple[str, ...] = ()
+    logits_holders: tuple[str, ...] = ()
+    target: Target | None = None
+    serves: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardShare:
+    """:ivar decisions: those that were given, some of them from shards now.
+
+    :ivar records: this node's part, by model; ``wants`` what it should make.
+    """
+
+    decisions: tuple[Decision, ...]
+    records: tuple[ShardRecord, ...] = ()
+    wants: tuple[ShardWant, ...] = ()
+
+
+def with_shards(
+    decisions: Iterable[Decision],
+    node: NodeView,
+    config: Config,
+    settings: Mapping[str, ModelSettings],
+    view: MeshView,
+    shards: Shards,
+    *,
+    calm_s: float,
+    early: bool,
+    draining: bool,
+) -> ShardShare:
+    """Each decision, or the shard that is faster or that alone is possible.
+
+    :param decisions: the exact ways. :param settings: with the quality that the mesh asks for.
+    :param view: with this node's own record as it was told last.
+    """
+    record = view.member(view.me)
+    paces = own_paces(node, record.record if record is not None else NodeRecord(view.me))
+    result: list[Decision] = []
+    records: list[ShardRecord] = []
+    wants: list[ShardWant] = []
+    for decision in decisions:
+        model, candidate = settings.get(decision.model), node.candidate(decision.model)
+        if model is None or candidate is None or candidate.facts is None or model.quality.exact:
+            result.append(decision)
+            continue
+        if not candidate.facts.moe or config.node.role is Role.CLIENT or draining:
+            result.append(decision)
+            continue
+        one = _Model(model, candidate, candidate.facts, decision, node, config, view, paces, shards)
+        made, said, want = one.share(calm_s, early=early)
+        result.append(made)
+        records.extend((said,) if said is not None else ())
+        wants.extend((want,) if want is not None else ())
+    return ShardShare(tuple(result), tuple(records), tuple(wants))
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """One model that may be served from shards, and all that its share is worked out from."""
+
+    model: ModelSettings
+    candidate: Candidate
+    facts: GgufFacts
+    exact: Decision
+    node: NodeView
+    config: Config
+    view: MeshView
+    paces: Mapping[str, Pace]
+    shards: Shards
+
+    @property
+    def running(self) -> Decision | None:
+        found = (one.decision for one in self.node.running)
+        return next((one for one in found if one.model == self.model.name), None)
+
+    @property
+    def serves(self) -> Shard | None:
+        """The shard that this node serves from now."""
+        running = self.running
+        if running is None or running.shard is None:
+            return None
+        return self.shards.shards.get(running.shard.key)
+
+    def share(
+        self, calm_s: float, *, early: bool
+    ) -> tuple[Decision, ShardRecord | None, ShardWant | None]:
+        facts = self.facts
+        if facts.undividable:
+            return self._none(Code.NOT_SHARDABLE, facts.undividable)
+        if self.model.nodes != "auto" and not {self.view.me, self.node.name} & {*self.model.nodes}:
+            return self.exact, None, None
+        if self.shards.problem:
+            return self._none(Code.NO_ENGINE, self.shards.problem)
+        serves, settled = self.serves, self.shards.targets.get(self.model.name)
+        current = serves.experts if serves is not None else settled.experts if settled else 0
+        budgets = budgets_of(self.node, self.config)
+        room = capacity(facts, self.node, self.config, self.model, budgets, current=current)
+        if room >= facts.experts:
+            return self.exact, None, None
+        if room == 0:
+            return self._none(Code.NO_MEMORY, "no shard of its experts fits this node")
+        fit = self._fitted(room)
+        elsewhere = fastest_exact(self.view, self.model.name, self.candidate.fingerprint)
+        if fit is None:
+            return self._none(Code.NO_MEMORY, "no shard of its experts fits this node")
+        if (slow := self._not_worth(fit, elsewhere)) is not None:
+            return without_shard(self.exact, slow, fit.tokens_s), None, None
+        said = self._said(room)
+        group = group_of(self.view, self.model.name, said, facts.file_bytes)
+        problem = self._too_few(group)
+        if problem:
+            said = replace(said, stage=ShardStage.WANTED, detail=problem)
+            made = without_shard(self.exact, Reason(Code.NO_HOME, problem), fit.tokens_s)
+            return self._served(made, None, fit, elsewhere, group), said, None
+        calm = calm_s >= BEGIN_CALM_S and not early
+        target, problem = self._target(group, room, calm_s, calm=calm)
+        want = ShardWant(
+            self.model.name,
+            self.candidate.fingerprint,
+            facts.files,
+            self.model.calibration,
+            group.ranking,
+            works=group.worker == self.view.me and calm,
+            ranking_holders=tuple(one for one in group.holders if one != self.view.me),
+            logits_holders=tuple(one for one in group.with_logits if one != self.view.me),
+            target=target,
+            serves=serves.key if serves is not None else "",
+        )
+        said = self._stage(said, target, problem)
+        made = self._served(self.exact, target, fit, elsewhere, group)
+        if made is self.exact:
+            code = Code.BEING_MADE if said.ranking else Code.NO_RANKING
+            if said.stage is ShardStage.REFUSED:
+                code = Code.BELOW_QUALITY
+            made = without_shard(made, Reason(code, _words(said)), fit.tokens_s)
+        return made, said, want
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _none(self, code: Code, text: str) -> tuple[Decision, None, None]:
+        return without_shard(self.exact, Reason(code, text)), None, None
+
+    def _fitted(self, experts: int) -> Fitted | None:
+        budgets = budgets_for(
+            self.node, self.config, self.model, budgets_of(self.node, self.config)
+        )
+        return fitted(self.facts, experts, self.model, self.node.gpus, budgets, self.paces)
+
+    def _not_worth(self, fit: Fitted, elsewhere: Exact | None) -> Reason | None:
+        """Who works for minutes, and loses quality, should gain by it."""
+        factor = STAYS if self.serves is not None else WORTH
+        best = self.exact.tokens_s if self.exact.served else 0.0
+        if fit.tokens_s < factor * best:
+            text = f"exactly it makes {best:g} tokens/s, from a shard {fit.tokens_s:g}"
+            return Reason(Code.SLOWER, text)
+        if elsewhere is not None and fit.tokens_s < factor * elsewhere.tokens_s:
+            text = (
+                f"{elsewhere.name} serves it exactly at {elsewhere.tokens_s:g} tokens/s, "
+                f"a shard here makes {fit.tokens_s:g}"
+            )
+            return Reason(Code.SOLO_FASTER, text)
+        return None
+
+    def _said(self, room: int) -> ShardRecord:
+        fingerprint = self.candidate.fingerprint
+        ranking = self.shards.rankings.get(fingerprint)
+        return ShardRecord(
+            model=self.model.name,
+            fingerprint=fingerprint,
+            stage=ShardStage.WANTED,
+            capacity=room,
+            ranking=ranking.digest if ranking is not None else "",
+            logits=fingerprint in self.shards.logits,
+        )
+
+    def _too_few(self, group: Group) -> str:
+        experts = self.facts.experts
+        if len(group.capacities) < 2:
+            return "no other node has room for a shard of it"
+        if group.together < experts:
+            nodes = len(group.capacities)
+            return f"{nodes} nodes together hold {group.together} of its {experts} experts a layer"
+        return ""
+
+    def _target(
+        self, group: Group, room: int, calm_s: float, *, calm: bool
+    ) -> tuple[Target | None, str]:
+        """The shard to have, and why there is none."""
+        now = self.shards.targets.get(self.model.name)
+        serves = self.serves
+        if now is None and serves is not None:
+            # Of an earlier life.
+            now = Target(serves.key, serves.selection, serves.experts)
+        ranking = self.shards.rankings.get(self.candidate.fingerprint)
+        if ranking is None or (group.ranking and ranking.digest != group.ranking):
+            return now, "its experts are not ranked yet"
+        facts, me = self.facts, self.view.me
+        plan = shard_plan(
+            ranking,
+            group.capacities,
+            experts=facts.experts,
+            groups=facts.expert_groups,
+            used=facts.experts_used,
+        )
+        if plan.problem:
+            return now, plan.problem
+        others = self._others(group, plan, now, ranking)
+        selection = plan.selections.get(me)
+        if now is not None and now.key in self.shards.shards:
+            after = next_selection(
+                me,
+                now.selection,
+                plan,
+                ranking,
+                capacity=room,
+                others=others,
+                times=Times(0.0, -calm_s, -now.age_s),
+            )
+            if isinstance(after, Keep):
+                known = {node: one for node, one in others.items() if one is not None}
+                return replace(now, others=known), ""
+            selection = after.selection
+        elif not calm:
+            # What is not made yet is made for those who stay.
+            return now, "nodes come and go"
+        if selection is None:
+            return None, "there is no room for a shard any more"
+        key = shard_key(self.candidate.fingerprint, ranking.digest, selection)
+        planned = {node: one for node, one in plan.selections.items() if node != me}
+        age_s = now.age_s if now is not None and now.key == key else 0.0
+        return Target(key, selection, max(map(len, selection)), planned, age_s), ""
+
+    def _others(
+        self, group: Group, plan: ShardPlan, now: Target | None, ranking: Ranking
+    ) -> dict[str, Selection | None]:
+        """What the others have, as far as their records' keys tell."""
+        before = now.others if now is not None else {}
+        found: dict[str, Selection | None] = {}
+        for node, key in group.keys.items():
+            if node == self.view.me:
+                continue
+            tried = (plan.selections.get(node), before.get(node))
+            found[node] = next(
+                (
+                    one
+                    for one in tried
+                    if one is not None
+                    and shard_key(self.candidate.fingerprint, ranking.digest, one) == key
+                ),
+                None,
+            )
+        return found
+
+    def _stage(self, said: ShardRecord, target: Target | None, problem: str) -> ShardRecord:
+        """How far it is, for the others and for people."""
+        states = self.shards.states
+        if target is None:
+            state = states.get(self.candidate.fingerprint, WorkState(WorkStage.WAITING))
+            return _at(said, state, state.detail or problem)
+        said = replace(said, key=target.key, experts=target.experts)
+        shard = self.shards.shards.get(target.key)
+        if shard is None:
+            state = states.get(target.key, WorkState(WorkStage.WAITING))
+            return _at(said, state, state.detail or problem)
+        missed = shortfalls(self.model.quality, shard.measured)
+        return replace(
+            said,
+            stage=ShardStage.REFUSED if missed else ShardStage.READY,
+            mass=round(shard.mass, 3),
+            detail="; ".join(missed)[:_DETAIL],
+            measured=shard.measured,
+        )
+
+    def _served(
+        self,
+        exact: Decision,
+        target: Target | None,
+        fit: Fitted,
+        elsewhere: Exact | None,
+        group: Group,
+    ) -> Decision:
+        """From the newest shard that is whole and good enough, else from the one that serves."""
+        serves = self.serves
+        wanted = self.shards.shards.get(target.key) if target is not None else None
+        if wanted is not None and serves is not None and wanted.key != serves.key:
+            better = not shortfalls(self.model.quality, wanted.measured)
+            if not (better and self._may_move(group)):
+                wanted = serves
+        shard = wanted or serves
+        if shard is None:
+            return exact
+        own = fit if fit.experts == shard.experts else self._fitted(shard.experts)
+        if own is None:
+            return exact
+        return as_shard(exact, shard, own, self.model.quality, elsewhere, self.running)
+
+    def _may_move(self, group: Group) -> bool:
+        """One after the other: while this node loads another shard, somebody has to answer."""
+        me = self.view.me
+        if not any(node != me for node in group.answering):
+            return True
+        loads = any(node != me for node in group.loading)
+        return not loads and min((*group.moving, me)) == me
+
+
+def _at(said: ShardRecord, state: WorkState, detail: str) -> ShardRecord:
+    return replace(
+        said,
+        stage=_STAGES.get(state.stage, ShardStage.WANTED),
+        progress=round(min(1.0, max(0.0, state.progress)), 1),
+        detail=detail[:_DETAIL],
+    )
+
+
+def _words(said: ShardRecord) -> str:
+    if said.stage is ShardStage.READY:
+        return "its shard is ready"
+    text = {
+        ShardStage.WANTED: "its shard waits",
+        ShardStage.RANKING: "its experts are counted",
+        ShardStage.MAKING: "its shard is made",
+        ShardStage.REFUSED: "its shard cannot serve",
+        ShardStage.READY: "its shard is ready",
+    }[said.stage]
+    if said.progress:
+        text += f", {said.progress:.0%}"
+    return f"{text}: {said.detail}" if said.detail else text
+
+
+def as_the_mesh_asks(
+    settings: Mapping[str, ModelSettings], asked: Iterable[Wanted]
+) -> dict[str, ModelSettings]:
+    """The settings with the quality that the whole mesh goes by: two nodes that differ would take
+    each other's shards for what nobody may have.
+    """
+    changed = dict(settings)
+    for one in asked:
+        budget = quality_of(one.quality)
+        if one.model in changed and changed[one.model].quality != budget:
+            changed[one.model] = replace(changed[one.model], quality=budget)
+    return changed
+
+
+def other_shards(decisions: Iterable[Decision], node: NodeView) -> frozenset[str]:
+    """Models whose engine begins anew with this pass, since a shard comes, goes or is another."""
+    keys = {one.decision.model: _key(one.decision) for one in node.running}
+    return frozenset(
+        one.model for one in decisions if one.model in keys and keys[one.model] != _key(one)
+    )
+
+
+def _key(decision: Decision) -> str:
+    return decision.shard.key if decision.shard is not None else ""
