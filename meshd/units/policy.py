@@ -7,7 +7,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -21,6 +21,7 @@ from meshd.files import write_atomically
 from meshd.keys.key_folder import read_keys
 from meshd.paths import Paths, shipped
 from meshd.units.allow import Policy, Seen, named
+from meshd.units.roots_path import roots_path
 from meshd.units.spec import EngineSpec
 
 REMEMBERED = Path("/var/lib/mesh-apply/allowed.json")
@@ -56,13 +57,17 @@ def load_policy(
     :param root: the user id whose files are trusted.
     """
     warnings: tuple[str, ...] = ()
+
+    def real(path: str) -> str:
+        return roots_path(path, paths.state, (0, root))
+
     try:
-        allowed = _from_config(_config(paths, root))
+        allowed = _from_config(_config(paths, root), real)
         _remember(remembered, allowed)
     except UserError as error:
-        allowed = _recall(remembered, root) or _from_config(Config())
+        allowed = _recall(remembered, root) or _from_config(Config(), real)
         warnings = (f"what was allowed last still counts, the configuration is bad: {error}",)
-    tried = _tried(replace(paths, config=trial), root)
+    tried = _tried(replace(paths, config=trial), root, real)
     programs = (*_SYSTEM_PROGRAM_DIRS, *_engine_dirs(paths))
     model_dirs = (*allowed.model_dirs, *tried.model_dirs, _shards(paths))
     sources = (*allowed.sources, *tried.sources)
@@ -81,10 +86,10 @@ def load_policy(
     return Policy(paths, programs, model_dirs, sources, listen, peers, ports), warnings
 
 
-def _tried(paths: Paths, root: int) -> _Allowed:
+def _tried(paths: Paths, root: int, real: Callable[[str], str]) -> _Allowed:
     if paths.config.exists():
         with contextlib.suppress(UserError):
-            return _from_config(_config(paths, root))
+            return _from_config(_config(paths, root), real)
     return _Allowed((), ())
 
 
@@ -125,25 +130,25 @@ def _config(paths: Paths, root: int) -> Config:
     return parse_layers(files).config
 
 
-def _from_config(config: Config) -> _Allowed:
+def _from_config(config: Config, real: Callable[[str], str]) -> _Allowed:
     sources = (model.source for model in config.models if model.source.startswith("/"))
     return _Allowed(
         # The brain also finds what the installation itself ships.
         model_dirs=tuple(
-            os.path.realpath(folder) for folder in (*config.node.model_dirs, str(shipped("models")))
+            real(folder) for folder in (*config.node.model_dirs, str(shipped("models")))
         ),
-        sources=tuple(map(_pattern, sources)),
+        sources=tuple(_pattern(source, real) for source in sources),
         listen=config.gateway.listen,
         peers=(config.mesh.listen,),
         split_ports=config.mesh.split_ports,
     )
 
 
-def _pattern(source: str) -> str:
+def _pattern(source: str, real: Callable[[str], str]) -> str:
     """A pattern of real paths for a path or glob in the configuration, with its other parts."""
     parts = PurePosixPath(source).parts
     plain = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    pattern = glob.escape(os.path.realpath(PurePosixPath(*parts[:plain])))
+    pattern = glob.escape(real(str(PurePosixPath(*parts[:plain]))))
     if plain < len(parts):
         pattern = f"{pattern.rstrip('/')}/{'/'.join(parts[plain:])}"
     return _PART.sub(r"-[0-9][0-9][0-9][0-9][0-9]-of-\1.gguf", pattern)
