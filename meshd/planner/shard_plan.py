@@ -4,16 +4,16 @@ and what each has room for. docs/experts.md tells it with an example. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from meshd.experts.ranking import Ranking, Selection
 from meshd.planner.spread import Room, room, spread, together
 
-# What the worst node may lose of its mass so that every expert has two homes: then no node takes an
-# expert along when it leaves, and nothing has to be made anew.
-_SECOND_HOME_COSTS = 0.01
+# Of what it keeps with one home for each expert, how much every node has to keep with two: for so
+# little no node takes an expert along when it leaves, and nothing has to be made anew.
+_AFFORDED = 0.99
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def shard_plan(
 ) -> ShardPlan:
     """Divide a model's experts. The order of the nodes does not matter.
 
-    Every expert has two homes if that costs the node that keeps the least at most a hundredth of
-    what it keeps with one home each.
+    Every expert has two homes if no node then keeps less than 99 % of what it does with one home
+    each.
 
     :param capacities: experts a layer, by node. One that has room for none takes no part; of what
         is no multiple of the groups the rest is left empty.
@@ -81,11 +81,11 @@ def shard_plan(
     assert once is not None  # the problems above are all that stands in the way
     plan = _planned(ranking, nodes, once, step)
     twice = room(experts // step, rooms, 2)
-    enough = (1 - _SECOND_HOME_COSTS) * plan.worst
-    if twice is None or _mean(ranking, twice, step) < enough:
-        return plan
+    if twice is None or _mean(ranking, twice, step) < _AFFORDED * _mean(ranking, once, step):
+        return plan  # then some node would lose more
     doubled = _planned(ranking, nodes, twice, step)
-    return doubled if doubled.worst >= enough else plan
+    afforded = all(doubled.mass(node) >= _AFFORDED * plan.mass(node) for node in nodes)
+    return doubled if afforded else plan
 
 
 def _problem(
@@ -113,28 +113,44 @@ def _problem(
 
 
 def _planned(ranking: Ranking, nodes: tuple[str, ...], room: Room, step: int) -> ShardPlan:
-    blocks = [
-        _block(counts, order, room, step)
-        for counts, order in zip(ranking.counts, ranking.orders, strict=True)
-    ]
-    masses = {}
-    for at, node in enumerate(nodes):
-        totals = (
-            (kept[at][1], sum(counts)) for kept, counts in zip(blocks, ranking.counts, strict=True)
-        )
-        masses[node] = tuple(mass / total if total else 1.0 for mass, total in totals)
+    kept: list[list[tuple[int, ...]]] = [[] for _ in nodes]
+    masses: list[list[float]] = [[] for _ in nodes]
+    sums = [0.0] * len(nodes)
+    for counts, order in zip(ranking.counts, ranking.orders, strict=True):
+        parts = _block(counts, order, room, step)
+        total = sum(counts)
+        for at, part in enumerate(_evened(parts, room.rooms, sums)):
+            ids, mass = parts[part]
+            share = mass / total if total else 1.0
+            kept[at].append(ids)
+            masses[at].append(share)
+            sums[at] += share
     return ShardPlan(
-        MappingProxyType(
-            {node: tuple(kept[at][0] for kept in blocks) for at, node in enumerate(nodes)}
-        ),
+        MappingProxyType({node: tuple(own) for node, own in zip(nodes, kept, strict=True)}),
         tuple(room.core * step if counts else 0 for counts in ranking.counts),
         room.homes,
-        MappingProxyType(masses),
+        MappingProxyType({node: tuple(own) for node, own in zip(nodes, masses, strict=True)}),
     )
 
 
+def _evened(
+    parts: Sequence[tuple[tuple[int, ...], int]], rooms: Sequence[int], sums: Sequence[float]
+) -> list[int]:
+    """Which part each node takes: of those with the same room, who kept least of the layers before
+    takes what was chosen most.
+    """
+    taken = list(range(len(rooms)))
+    for size in set(rooms):
+        alike = [at for at, one in enumerate(rooms) if one == size]
+        by_need = sorted(alike, key=lambda at: (sums[at], at))
+        by_mass = sorted(alike, key=lambda at: (-parts[at][1], at))
+        for at, part in zip(by_need, by_mass, strict=True):
+            taken[at] = part
+    return taken
+
+
 def _mean(ranking: Ranking, room: Room, step: int) -> float:
-    """Mass of the mean node; no division among them lets the worst one keep more."""
+    """Mass of the mean node, however the experts are dealt."""
     shares = []
     for counts, order in zip(ranking.counts, ranking.orders, strict=True):
         if counts:
