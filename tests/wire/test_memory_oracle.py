@@ -10,10 +10,13 @@ import pytest
 
 from meshd import paths
 from meshd.engine.locate import Place
+from meshd.experts.shard_writer import write_shard
+from meshd.models.facts import GgufFacts
 from meshd.models.gguf_facts import read_facts
 from meshd.planner.kv import ContextSettings
 from meshd.planner.memory import DeviceMemory, estimate
 from meshd.planner.placement import on_host, solo, split
+from meshd.planner.shard_facts import shard_facts
 from tools.memory_table.cases import BATCH, Split
 from tools.memory_table.models import MODELS
 from tools.memory_table.oracle import MIB, Reported, fit_params, loaded, rpc_servers
@@ -110,3 +113,50 @@ def test_a_real_load_of_a_shipped_model(
         pytest.skip(f"{name} is not shipped here")
     facts = read_facts(path)
     agree(estimate(facts, on_host(facts), settings), (loaded(engine, path, settings),))
+
+
+def cut(path: Path, experts: int, folder: Path) -> tuple[GgufFacts, Path]:
+    """What is predicted of a shard from its source alone, and the shard."""
+    facts = read_facts(path)
+    selection = tuple(
+        tuple(range(0, facts.experts, facts.experts // experts))[:experts]
+        if layer.expert_bytes
+        else ()
+        for layer in facts.layers
+    )
+    shard = folder / f"{path.stem}-{experts}.gguf"
+    write_shard(facts.files, selection, shard, progress=lambda *_: None, stopped=lambda: False)
+    predicted, real = shard_facts(facts, experts, (str(shard),)), read_facts(shard)
+    # Exact, but for the header, which has keys more, and what it says of itself.
+    assert abs(predicted.file_bytes - real.file_bytes) <= 4096 + 32 * 64 * len(facts.layers)
+    alike = replace(real, file_bytes=predicted.file_bytes, undividable="", name=predicted.name)
+    assert predicted == alike
+    return predicted, shard
+
+
+@pytest.mark.parametrize("experts", [4, 10])
+def test_a_real_load_of_a_shard(experts: int, engine: Place, tmp_path: Path) -> None:
+    path = paths.shipped("models", "tiny-moe.gguf")
+    if not path.exists():
+        pytest.skip("tiny-moe.gguf is not shipped here")
+    facts, shard = cut(path, experts, tmp_path)
+    settings = ContextSettings(2048, 2)
+    agree(estimate(facts, on_host(facts), settings), (loaded(engine, shard, settings),))
+
+
+# Few layers, since each is written out.
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "glm-4.5-air", "gpt-oss-20b"])
+def test_a_shard_of_a_real_width(
+    name: str, engine: Place, endpoints: tuple[str, ...], tmp_path: Path
+) -> None:
+    shape = SHAPES[name]
+    path = write(replace(shape, layers=shape.dense_layers + 3), tmp_path)
+    facts, shard = cut(path, shape.experts // 8, tmp_path)
+    theirs = fit_params(engine, shard, ONE, ["--device", "none"])
+    agree(estimate(facts, on_host(facts), ONE), theirs)
+    flags = ["--rpc", endpoints[0], "--gpu-layers", "all"]
+    agree(estimate(facts, solo(facts, "RPC0"), ONE), fit_params(engine, shard, ONE, flags))
+    moved = [*flags, "--n-cpu-moe", "2"]
+    ours = estimate(facts, solo(facts, "RPC0", n_cpu_moe=2), ONE)
+    agree(ours, fit_params(engine, shard, ONE, moved))
+    shard.unlink()  # hundreds of megabytes, which pytest would keep for three runs
