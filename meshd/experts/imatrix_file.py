@@ -15,20 +15,18 @@ from pathlib import Path
 from gguf.constants import GGMLQuantizationType
 
 from meshd.experts.ranking import RankingError
-from meshd.models.gguf_header import GgufError, Header, Tensor, read_header
+from meshd.models.gguf_header import GgufError, Tensor, read_header
 
 # All of a layer's matrices are chosen by the same ids. Models have three of them, or two where gate
 # and up lie in one.
 _BY_EXPERT = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down|gate_up)_exps\.weight\.counts")
 
 
-def read_counts(
-    path: Path, experts: tuple[int, ...], idle: frozenset[int] = frozenset()
-) -> tuple[tuple[int, ...], ...]:
-    """By block and expert; () of a block without, and of one that is idle.
+def read_counts(path: Path, experts: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """By block and expert.
 
-    :param experts: routed experts of each of the model's blocks, 0 of one without.
-    :param idle: blocks that ordinary decoding does not run, so that nothing was counted there.
+    :param experts: to be counted in each of the model's blocks, 0 where none are; what was counted
+        there is left out.
     :raises RankingError: the file cannot be read, or has not these counts.
     """
     try:
@@ -39,7 +37,7 @@ def read_counts(
             found: dict[int, tuple[int, ...]] = {}
             for tensor in header.tensors:
                 named = _BY_EXPERT.fullmatch(tensor.name)
-                if named is None or int(named[1]) in idle:
+                if named is None:
                     continue
                 file.seek(header.data_offset + tensor.offset)
                 counts = _whole(tensor, file.read(tensor.size_bytes))
@@ -49,7 +47,16 @@ def read_counts(
         raise RankingError(str(error)) from error
     except OSError as error:
         raise RankingError(f"{path}: {error.strerror or error}") from error
-    return _by_block(found, header, experts, idle)
+    layers = tuple(found.get(block, ()) if wanted else () for block, wanted in enumerate(experts))
+    for block, (layer, wanted) in enumerate(zip(layers, experts, strict=True)):
+        if len(layer) != wanted:
+            there = f"{len(layer)} experts" if layer else "no expert"
+            raise RankingError(f"llama-imatrix counted {there} of the {wanted} in layer {block}")
+    if strange := [block for block in found if block >= len(experts)]:
+        raise RankingError(
+            f"llama-imatrix counted experts in layer {strange[0]}, which is not there"
+        )
+    return layers
 
 
 def _whole(tensor: Tensor, data: bytes) -> tuple[int, ...]:
@@ -59,24 +66,3 @@ def _whole(tensor: Tensor, data: bytes) -> tuple[int, ...]:
     if not all(math.isfinite(one) and one >= 0 and one == int(one) for one in numbers):
         raise RankingError(f"{tensor.name} holds what is no count")
     return tuple(int(one) for one in numbers)
-
-
-def _by_block(
-    found: dict[int, tuple[int, ...]],
-    header: Header,
-    experts: tuple[int, ...],
-    idle: frozenset[int],
-) -> tuple[tuple[int, ...], ...]:
-    if strange := [block for block in found if block >= len(experts) or not experts[block]]:
-        raise RankingError(f"llama-imatrix counted experts in layer {strange[0]}, which has none")
-    layers = []
-    for block, wanted in enumerate(experts):
-        layer = () if block in idle else found.get(block, ())
-        if wanted and block not in idle and len(layer) != wanted:
-            there = f"{len(layer)} experts" if layer else "no expert"
-            raise RankingError(
-                f"llama-imatrix counted {there} of the {wanted} in layer {block}"
-                f" ({len(header.tensors)} tensors in all)"
-            )
-        layers.append(layer)
-    return tuple(layers)
