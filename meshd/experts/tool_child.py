@@ -1,0 +1,127 @@
+"""A child of low priority that works for minutes or hours, and is not waited for in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# Without a word, and without computing: a disk or a network file system hangs.
+IDLE_S = 1800.0
+# Without a word, though it computes: a pass over the largest models takes old processors an hour.
+SILENCE_S = 6 * 3600.0
+_LOOK_S = 30.0
+_KEPT_BYTES = 1 << 20
+
+Started = Callable[[asyncio.subprocess.Process], None]
+"""Told of each child, so that it can be made to stand still."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """:ivar code: its exit status. :ivar out: the end of what it said, `errors` of its log."""
+
+    code: int
+    out: str
+    errors: str
+
+
+class HungError(Exception):
+    """It did nothing for too long, and was ended."""
+
+
+@asynccontextmanager
+async def child(
+    *command: str, niceness: int, started: Started, descriptors: tuple[int, ...] = ()
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A child that has ended when the context has.
+
+    :param descriptors: that it gets, beside the usual ones.
+    :raises OSError: it cannot be started.
+    """
+    # Its own arguments are all that an engine's tool is to go by.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LLAMA_")}
+    process = await asyncio.create_subprocess_exec(
+        # The kernel ends it when we die, whatever kills us. A sandbox that allows no niceness is
+        # no hindrance: it is said, and the run goes on.
+        *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", str(niceness), *command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+        cwd="/",
+        pass_fds=descriptors,
+    )
+    try:
+        started(process)
+        yield process
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await asyncio.shield(process.wait())
+
+
+async def run_to_end(
+    process: asyncio.subprocess.Process,
+    hear: Callable[[str], None],
+    *,
+    idle_s: float = IDLE_S,
+    silence_s: float = SILENCE_S,
+) -> Ended:
+    """:param hear: told the whole lines of its standard output as they come, and what follows them.
+
+    :raises HungError: it neither says nor computes anything for `idle_s`, or says nothing for
+        `silence_s`.
+    """
+    clock = asyncio.get_running_loop().time
+    heard_s = clock()
+
+    async def read(stream: asyncio.StreamReader | None, tell: Callable[[str], None] | None) -> str:
+        nonlocal heard_s
+        assert stream is not None
+        kept = line = b""
+        while piece := await stream.read(65536):
+            heard_s = clock()
+            kept = (kept + piece)[-_KEPT_BYTES:]
+            if tell is not None:
+                line = (line + piece)[-_KEPT_BYTES:]
+                tell(line.decode(errors="replace"))
+                line = line.rpartition(b"\n")[2]
+        return kept.decode(errors="replace")
+
+    both = asyncio.gather(read(process.stdout, hear), read(process.stderr, None))
+    worked_s, computed = clock(), -1
+    try:
+        while not (await asyncio.wait({both}, timeout=min(_LOOK_S, idle_s / 4)))[0]:
+            now_s, now = clock(), _computed(process.pid)
+            if now != computed:
+                worked_s, computed = now_s, now
+            if now_s - max(heard_s, worked_s) > idle_s or now_s - heard_s > silence_s:
+                raise HungError
+        out, errors = await both
+    finally:
+        both.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await both
+    return Ended(await process.wait(), out, errors)
+
+
+def complaint(ended: Ended) -> str:
+    """What a tool of the engine said went wrong, in one line."""
+    lines = [line.strip() for line in ended.errors.splitlines() if line.strip()]
+    errors = [line for line in lines if " E " in line or "error" in line.lower()]
+    return f"exit {ended.code}: {(errors or lines or ['no message'])[-1][:200]}"
+
+
+def _computed(pid: int) -> int:
+    """Processor time in ticks, of all its threads; -1 where there is none to be known."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+    except (OSError, IndexError, ValueError):
+        return -1
