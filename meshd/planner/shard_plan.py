@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 
 from meshd.experts.ranking import Ranking, Selection
@@ -70,15 +71,21 @@ def shard_plan(
         knows none; each node keeps equally many of each. :param used: for a token.
     """
     step = groups or 1
-    kept = {node: capacities[node] // step * step for node in sorted(capacities)}
-    kept = {node: one for node, one in kept.items() if one > 0}
-    problem = _problem(ranking, kept, experts=experts, step=step, used=used)
-    if problem:
-        return ShardPlan(problem=problem)
-    rooms = tuple(one // step for one in kept.values())
-    nodes = tuple(kept)
+    kept = ((node, capacities[node] // step * step) for node in sorted(capacities))
+    rooms = tuple((node, one) for node, one in kept if one > 0)
+    problem = _problem(ranking, dict(rooms), experts=experts, step=step, used=used)
+    return ShardPlan(problem=problem) if problem else _divided(ranking, rooms, experts, step)
+
+
+# Every pass of the brain asks for the same again.
+@lru_cache(maxsize=32)
+def _divided(
+    ranking: Ranking, capacities: tuple[tuple[str, int], ...], experts: int, step: int
+) -> ShardPlan:
+    nodes = tuple(node for node, _ in capacities)
+    rooms = tuple(one // step for _, one in capacities)
     once = room(experts // step, rooms, 1)
-    assert once is not None  # the problems above are all that stands in the way
+    assert once is not None  # `_problem` has seen to it
     plan = _planned(ranking, nodes, once, step)
     twice = room(experts // step, rooms, 2)
     if twice is None or _mean(ranking, twice, step) < _AFFORDED * _mean(ranking, once, step):

@@ -107,12 +107,13 @@ def test_where_no_expert_matters_more_all_have_homes_all_the_same(count: int) ->
 
 def test_nobody_waits_for_the_plan_of_the_largest_models() -> None:
     """Each pass of the brain that finds something changed asks for it."""
-    largest = falling(94, 256)
-    assert largest.orders
+    nodes = {f"node-{n}": 64 for n in range(32)}
     best_s = float("inf")
-    for _ in range(5):
+    for seed in range(5):  # another one each time, since the last ones are remembered
+        largest = falling(94, 256, seed)
+        assert largest.orders
         begun = time.process_time()
-        plan = shard_plan(largest, {f"node-{n}": 64 for n in range(32)}, experts=256)
+        plan = shard_plan(largest, nodes, experts=256)
         best_s = min(best_s, time.process_time() - begun)
-    assert plan.homes == 1
+        assert plan.homes == 1
     assert best_s < 0.5, f"{best_s:.3f} s"
