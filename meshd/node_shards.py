@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meshd.errors import UserError
+from meshd.experts.ranking import Ranking
 from meshd.experts.texts import texts_of
 from meshd.experts.wish import Holder, RankingWish, ShardWish, Text, Workshop, WorkStage, WorkState
 from meshd.mesh.view import MeshView
@@ -34,10 +35,27 @@ class _Texts:
     task: asyncio.Task[None] | None = None
 
 
-@dataclass(slots=True)
-class _Settled:
-    target: Target
-    since_s: float
+class Settled:
+    """Since when this node has settled on which shard."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, tuple[Target, float]] = {}
+
+    def look(self, wants: Iterable[ShardWant], now_s: float) -> None:
+        since: dict[str, tuple[Target, float]] = {}
+        for want in wants:
+            if want.target is None:
+                continue
+            old = self._since.get(want.model)
+            same = old is not None and old[0].key == want.target.key
+            since[want.model] = (want.target, old[1] if old is not None and same else now_s)
+        self._since = since
+
+    def targets(self, now_s: float) -> dict[str, Target]:
+        return {
+            model: replace(target, age_s=now_s - since_s)
+            for model, (target, since_s) in self._since.items()
+        }
 
 
 class NodeShards:
@@ -60,11 +78,10 @@ class NodeShards:
         self._texts_of = texts
         self._clock = clock
         self._known: dict[Calibration, _Texts] = {}
-        self._settled: dict[str, _Settled] = {}
+        self._settled = Settled()
         self._problems: dict[str, str] = {}
 
     def now(self) -> Shards:
-        now_s = self._clock()
         states = dict(self._workshop.states())
         for fingerprint, problem in self._problems.items():
             states[fingerprint] = WorkState(WorkStage.FAILED, detail=problem)
@@ -73,16 +90,13 @@ class NodeShards:
             shards=self._workshop.shards(),
             states=states,
             logits=self._workshop.logits(),
-            targets={
-                model: replace(one.target, age_s=now_s - one.since_s)
-                for model, one in self._settled.items()
-            },
+            targets=self._settled.targets(self._clock()),
         )
 
     def took(self, proposal: Proposal, ways: Ways | None) -> None:
         share = proposal.share
         wants = share.shard_wants if share is not None else ()
-        self._settle(wants)
+        self._settled.look(wants, self._clock())
         rankings: list[RankingWish] = []
         shards: list[ShardWish] = []
         self._problems = {}
@@ -93,9 +107,12 @@ class NodeShards:
             if not found.texts or share is None:
                 continue
             addresses = ways.addresses if ways is not None else {}
-            rankings.append(_ranking_wish(want, found.texts, share.view, addresses))
-            shard = self._shard_wish(want, found.texts, share.view, addresses)
-            shards.extend((shard,) if shard is not None else ())
+            rankings.append(ranking_wish(want, found.texts, share.view, addresses))
+            ranking = self._workshop.rankings().get(want.fingerprint)
+            if want.target is not None and ranking is not None:
+                shards.append(
+                    shard_wish(want, want.target, ranking, found.texts, share.view, addresses)
+                )
         self._workshop.want(
             tuple(rankings),
             tuple(shards),
@@ -111,40 +128,6 @@ class NodeShards:
         await self._workshop.close()
 
     # -- inside ---------------------------------------------------------------------------------
-
-    def _settle(self, wants: Iterable[ShardWant]) -> None:
-        """Since when this node has settled on which shard."""
-        settled = {}
-        for want in wants:
-            if want.target is None:
-                continue
-            old = self._settled.get(want.model)
-            same = old is not None and old.target.key == want.target.key
-            since_s = old.since_s if old is not None and same else self._clock()
-            settled[want.model] = _Settled(want.target, since_s)
-        self._settled = settled
-
-    def _shard_wish(
-        self,
-        want: ShardWant,
-        texts: tuple[Text, ...],
-        view: MeshView,
-        addresses: Mapping[str, str],
-    ) -> ShardWish | None:
-        ranking = self._workshop.rankings().get(want.fingerprint)
-        if want.target is None or ranking is None:
-            return None
-        return ShardWish(
-            key=want.target.key,
-            fingerprint=want.fingerprint,
-            model=want.model,
-            files=want.files,
-            ranking=ranking,
-            selection=want.target.selection,
-            texts=texts,
-            holders=_holders(want.logits_holders, view, addresses),
-            computes=want.works,
-        )
 
     def _texts(self, calibration: Calibration) -> _Texts:
         known = self._known.setdefault(calibration, _Texts())
@@ -167,9 +150,10 @@ class NodeShards:
         self._wake()
 
 
-def _ranking_wish(
+def ranking_wish(
     want: ShardWant, texts: tuple[Text, ...], view: MeshView, addresses: Mapping[str, str]
 ) -> RankingWish:
+    """:param addresses: ``host:port`` of nodes that are known to answer."""
     return RankingWish(
         fingerprint=want.fingerprint,
         model=want.model,
@@ -181,10 +165,31 @@ def _ranking_wish(
     )
 
 
+def shard_wish(
+    want: ShardWant,
+    target: Target,
+    ranking: Ranking,
+    texts: tuple[Text, ...],
+    view: MeshView,
+    addresses: Mapping[str, str],
+) -> ShardWish:
+    """:param ranking: of the model, which is here."""
+    return ShardWish(
+        key=target.key,
+        fingerprint=want.fingerprint,
+        model=want.model,
+        files=want.files,
+        ranking=ranking,
+        selection=target.selection,
+        texts=texts,
+        holders=_holders(want.logits_holders, view, addresses),
+        computes=want.works,
+    )
+
+
 def _holders(
     nodes: tuple[str, ...], view: MeshView, addresses: Mapping[str, str]
 ) -> tuple[Holder, ...]:
-    """:param addresses: ``host:port`` of nodes that are known to answer."""
     found = []
     for node in nodes[:_HOLDERS_MOST]:
         member = view.member(node)

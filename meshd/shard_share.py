@@ -378,7 +378,7 @@ class _Model:
         wanted = self.shards.shards.get(target.key) if target is not None else None
         if wanted is not None and serves is not None and wanted.key != serves.key:
             better = not shortfalls(self.model.quality, wanted.measured)
-            if not (better and self._may_move(group)):
+            if not (better and self._may_move(group, wanted.key)):
                 wanted = serves
         shard = wanted or serves
         if shard is None:
@@ -388,13 +388,18 @@ class _Model:
             return exact
         return as_shard(exact, shard, own, self.model.quality, elsewhere, self.running)
 
-    def _may_move(self, group: Group) -> bool:
+    def _may_move(self, group: Group, key: str) -> bool:
         """One after the other: while this node loads another shard, somebody has to answer."""
         me = self.view.me
+        if any(node != me for node in group.loading):
+            return False
         if not any(node != me for node in group.answering):
             return True
-        loads = any(node != me for node in group.loading)
-        return not loads and min((*group.moving, me)) == me
+        # Who has not been heard to be ready may move at the same moment as we.
+        told = self.view.member(me)
+        said = told.record.shard(self.model.name) if told is not None else None
+        heard = said is not None and (said.stage, said.key) == (ShardStage.READY, key)
+        return heard and min((*group.moving, me)) == me
 
 
 def _at(said: ShardRecord, state: WorkState, detail: str) -> ShardRecord:

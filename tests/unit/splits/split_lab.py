@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from meshd import pipeline
 from meshd.config.settings import Config
@@ -22,6 +23,7 @@ from meshd.pipeline import Observation, Proposal
 from meshd.planner.lent import Lent
 from meshd.planner.view import Candidate, Running
 from meshd.seeding.wish import SeedStage, SeedState
+from meshd.shard_share import Shards
 from meshd.split_share import Splits, addresses_of
 from meshd.split_watch import SplitWatch
 from meshd.units.render import render_dropin
@@ -51,6 +53,14 @@ class Process:
     pid: int
 
 
+class Sharding(Protocol):
+    """A box's workshop of expert shards."""
+
+    def now(self) -> Shards: ...
+
+    def took(self, proposal: Proposal) -> None: ...
+
+
 @dataclass
 class Box:
     """One node. :ivar lost: what a guard of its counted, by member and the guard's pid."""
@@ -69,6 +79,7 @@ class Box:
     record: NodeRecord | None = None
     pids: int = 0
     down: bool = False
+    shards: Sharding | None = None
 
     def __post_init__(self) -> None:
         self.born_again()
@@ -147,7 +158,7 @@ class Box:
         around = Around(
             self=Self(self.id, (f"{self.id}.lab:9338",), "s"),
             view=view,
-            calm_s=10.0,
+            calm_s=self.lab.calm_s(),
             own=self.deeds.own(now),
             terms=dict(self.deeds.terms),
             drained=self.deeds.drained(None),
@@ -155,6 +166,7 @@ class Box:
             before=own.record if own else None,
             early=early,
             splits=Splits(self.lent, guards, seeds, troubles, addresses_of(view, {})),
+            shards=self.shards.now() if self.shards else Shards(problem="none are made here"),
         )
         paths = under(Path("/lab") / self.id)
         proposal = pipeline.propose(self.config, self.observation, engines, running, paths, around)
@@ -162,6 +174,8 @@ class Box:
         self.last, self.running, self.lent = proposal, proposal.running, proposal.lent
         self.record = proposal.share.record
         self.deeds.took(self.record.assignments)
+        if self.shards is not None:
+            self.shards.took(proposal)
         return proposal
 
     def _apply(self, proposal: Proposal) -> None:
@@ -182,6 +196,12 @@ class SplitLab:
         self.rtt_ms = rtt_ms
         self.boxes: dict[str, Box] = {}
         self.gone: set[str] = set()
+        self.moved_s: float | None = None
+        self.step_s = STEP_S
+
+    def calm_s(self) -> float:
+        """Since a box came or went; long ago, where nobody says otherwise."""
+        return 10.0 if self.moved_s is None else self.now_s - self.moved_s
 
     def add(self, name: str, config: Config, observation: Observation) -> Box:
         box = self.boxes[name] = Box(name, config, observation, self)
@@ -235,11 +255,11 @@ class SplitLab:
         return door is not None and self.status_of(other, door).term == term
 
     def run(self, time_s: float) -> None:
-        for _ in range(int(time_s / STEP_S)):
+        for _ in range(int(time_s / self.step_s)):
             self.step()
 
     def step(self) -> None:
-        self.now_s += STEP_S
+        self.now_s += self.step_s
         for name, box in self.boxes.items():
             if name not in self.gone and not box.down:
                 box.step()
@@ -253,6 +273,8 @@ class SplitLab:
         return self.now_s - began_s
 
     def die(self, *names: str) -> None:
+        if self.moved_s is not None:
+            self.moved_s = self.now_s
         for name in names:
             self.gone.add(name)
             self.boxes[name].processes.clear()

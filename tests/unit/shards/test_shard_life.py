@@ -1,0 +1,281 @@
+"""Expert shards from the first node to the last, over whole nodes under a virtual clock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from meshd.config.settings import Split
+from meshd.experts.shard_key import shard_key
+from meshd.mesh.record import ShardStage, Stage
+from meshd.planner.plan import Code, Decision, Strategy
+from meshd.planner.reshard import CALM_S, PAUSE_S
+from meshd.quality import EXACT, Budget
+from meshd.units.spec import EngineKind
+from tests.unit.shards.shard_lab import FINGERPRINT, MIXTURE, sharing_box, workshops
+from tests.unit.splits.split_lab import SplitLab
+
+NAMES = ("ada", "bob", "cleo")
+
+
+@pytest.fixture
+def lab() -> SplitLab:
+    lab = SplitLab()
+    # A split is so far away that it is slow, and shards are worth their work.
+    lab.rtt_ms = 30.0
+    lab.moved_s = lab.now_s
+    for name in NAMES:
+        sharing_box(lab, name, split=Split.NEVER)
+    return lab
+
+
+def decision(lab: SplitLab, name: str) -> Decision:
+    share = lab.boxes[name].last.share  # type: ignore[union-attr]
+    assert share is not None
+    return next(one for one in share.could if one.model == "big")
+
+
+def serving(lab: SplitLab) -> dict[str, str]:
+    """By box, the key of the shard that answers."""
+    found = {}
+    for name in lab.hosts("big"):
+        record = lab.boxes[name].record
+        assert record is not None
+        assignment = record.assignment("big")
+        if assignment is not None and assignment.stage is Stage.READY and assignment.shard:
+            found[name] = assignment.shard
+    return found
+
+
+def all_serve(lab: SplitLab, *names: str) -> bool:
+    return serving(lab).keys() == set(names)
+
+
+def test_every_node_serves_from_a_shard_of_its_own(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    keys = serving(lab)
+    assert len(set(keys.values())) == 3, "each has other experts"
+    selections = [workshops(lab)[name].made[key].selection for name, key in keys.items()]
+    for block in range(len(MIXTURE.layers)):
+        everywhere = set.union(*(set(one[block]) for one in selections))
+        assert everywhere == set(range(16)), "every expert has a home"
+    for name, key in keys.items():
+        engine = lab.boxes[name].process(EngineKind.LLAMA, "big")
+        assert engine is not None
+        assert engine.spec.reads == (f"/shards/{key}.gguf",)
+        record = lab.boxes[name].record
+        assert record is not None
+        running, offer = record.assignment("big"), record.offer("big")
+        assert running is not None
+        assert offer is not None
+        assert (offer.strategy, running.experts_all) == (Strategy.EXPERT_SHARD, 16)
+        assert running.measured == offer.measured != ()
+        assert running.fingerprint == FINGERPRINT, "it stands for the whole model"
+
+
+def test_one_node_counts_for_all(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    assert sum(one.counted for one in workshops(lab).values()) == 1
+    digests = {one.found[FINGERPRINT].digest for one in workshops(lab).values()}
+    assert len(digests) == 1
+
+
+def test_nothing_is_begun_before_the_mesh_is_calm(lab: SplitLab) -> None:
+    lab.run(8)
+    assert all(not one.began for one in workshops(lab).values())
+    lab.run(8)
+    assert any(one.began for one in workshops(lab).values())
+
+
+def test_another_counts_when_one_cannot(lab: SplitLab) -> None:
+    lab.run(11)
+    (first,) = [name for name, one in workshops(lab).items() if one.began]
+    workshops(lab)[first].broken = "no llama-imatrix"
+    lab.until(lambda: any(one.counted for one in workshops(lab).values()), 30)
+    assert not workshops(lab)[first].counted
+    record = lab.boxes[first].record
+    assert record is not None
+    # It can still take the ranking that the other made.
+    workshops(lab)[first].broken = ""
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+
+
+def test_exact_is_the_default_and_gets_no_shard() -> None:
+    lab = SplitLab()
+    for name in NAMES:
+        sharing_box(lab, name, quality=EXACT, split=Split.NEVER)
+    lab.run(30)
+    assert not any(one.began or one.made for one in workshops(lab).values())
+    assert serving(lab) == {}
+    assert decision(lab, "ada").strategy is Strategy.WAIT
+
+
+def test_a_shard_that_loses_too_much_is_not_served_and_says_by_how_much() -> None:
+    lab = SplitLab()
+    for name in NAMES:
+        sharing_box(lab, name, split=Split.NEVER, loses=lambda _: 0.8125)
+    lab.run(60)
+    assert serving(lab) == {}
+    assert lab.hosts("big") == []
+    made = decision(lab, "ada")
+    assert made.strategy is Strategy.WAIT
+    (why,) = [one for one in made.blockers if one.code is Code.BELOW_QUALITY]
+    assert "top-1 agreement on prose is 0.812, not 0.9" in why.text
+    record = lab.boxes["ada"].record
+    assert record is not None
+    (said,) = record.shards
+    assert (said.stage, said.measured[0].top1) == (ShardStage.REFUSED, 0.8125)
+
+
+def test_one_bad_shard_keeps_only_its_own_node_away(lab: SplitLab) -> None:
+    workshops(lab)["bob"].loses = lambda _: 0.5
+    lab.until(lambda: all_serve(lab, "ada", "cleo"), 60)
+    lab.run(20)
+    assert all_serve(lab, "ada", "cleo")
+
+
+def test_alone_there_is_nobody_to_share_with() -> None:
+    lab = SplitLab()
+    sharing_box(lab, "ada", split=Split.NEVER)
+    lab.run(30)
+    why = [one for one in decision(lab, "ada").blockers if one.code is Code.NO_HOME]
+    assert [one.text for one in why] == ["no other node has room for a shard of it"]
+
+
+def test_nodes_that_are_too_small_together_say_so() -> None:
+    lab = SplitLab()
+    for name in ("ada", "bob"):
+        sharing_box(lab, name, split=Split.NEVER, ram_gib=4.0)
+    lab.run(30)
+    (why,) = [one for one in decision(lab, "ada").blockers if one.code is Code.NO_HOME]
+    assert "2 nodes together hold" in why.text
+    assert "of its 16 experts a layer" in why.text
+
+
+def test_a_model_that_fits_one_node_is_served_whole_there() -> None:
+    lab = SplitLab()
+    sharing_box(lab, "ada", split=Split.NEVER, ram_gib=24.0)
+    for name in ("bob", "cleo"):
+        sharing_box(lab, name, split=Split.NEVER)
+    lab.run(60)
+    assert lab.hosts("big") == ["ada"]
+    assert serving(lab) == {}
+    assert not any(one.made for one in workshops(lab).values()), "nobody cuts what nobody needs"
+    assert any(one.code is Code.SOLO_FASTER for one in decision(lab, "bob").blockers)
+
+
+def test_a_whole_model_takes_over_from_shards(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    sharing_box(lab, "dora", split=Split.NEVER, ram_gib=24.0)
+    box = lab.boxes["dora"]
+    # A much faster machine.
+    box.observation = replace(box.observation, speeds=fast())
+    lab.until(lambda: lab.hosts("big") == ["dora"], 60)
+    assert serving(lab) == {}
+
+
+def test_the_others_go_on_when_a_node_dies_and_are_cut_anew_in_time(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    before = serving(lab)
+    lab.die("cleo")
+    began_s = lab.now_s
+    lab.until(lambda: all_serve(lab, "ada", "bob"), 5)
+    lab.step_s = 4.0
+    lab.run(CALM_S)
+    assert {name: before[name] for name in ("ada", "bob")} == serving(lab), "nothing in a hurry"
+    lab.run(PAUSE_S - CALM_S - 100)
+    lab.step_s = 0.5
+    seen: list[int] = []
+
+    def moved() -> bool:
+        seen.append(len(serving(lab)))
+        now = serving(lab)
+        return all_serve(lab, "ada", "bob") and all(now[one] != before[one] for one in now)
+
+    lab.until(moved, 240)
+    assert lab.now_s - began_s >= PAUSE_S - 60, "and not twice in ten minutes"
+    assert min(seen) >= 1, "somebody always answers"
+    selections = [workshops(lab)[name].made[key].selection for name, key in serving(lab).items()]
+    assert all(set(one[0]) | set(other[0]) == set(range(16)) for one, other in [selections])
+
+
+def test_a_node_that_restarts_keeps_its_shard(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    before = serving(lab)
+    box = lab.boxes["bob"]
+    pids = {name: one.pid for name, one in box.processes.items()}
+    old = workshops(lab)["bob"]
+    box.born_again()
+    box.shards = replace(old, settled=type(old.settled)(), began={})
+    lab.step_s = 4.0
+    lab.run(PAUSE_S + CALM_S)
+    assert serving(lab) == before
+    assert {name: one.pid for name, one in box.processes.items()} == pids, "nor is it restarted"
+
+
+def test_another_ranking_changes_nothing_where_nothing_is_gained(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    before = serving(lab)
+    one = workshops(lab)["ada"]
+    slightly = one.found[FINGERPRINT]
+    changed = replace(slightly, calibration="d" * 64)
+    for shop in workshops(lab).values():
+        shop.found[FINGERPRINT] = changed
+    assert changed.digest != slightly.digest
+    lab.step_s = 4.0
+    lab.run(PAUSE_S + CALM_S + 60)
+    assert serving(lab) == before
+
+
+def test_when_exact_is_asked_the_shards_go() -> None:
+    lab = SplitLab()
+    for name in NAMES:
+        sharing_box(lab, name, split=Split.NEVER)
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    for box in lab.boxes.values():
+        (model,) = box.config.models
+        box.config = replace(box.config, models=(replace(model, quality=EXACT),))
+    lab.until(lambda: not lab.hosts("big"), 30)
+    lab.run(10)
+    assert not lab.hosts("big")
+
+
+def test_a_looser_wish_of_one_node_is_not_the_meshs() -> None:
+    lab = SplitLab()
+    # The first by id counts: exact.
+    sharing_box(lab, "ada", quality=EXACT, split=Split.NEVER)
+    sharing_box(lab, "bob", quality=Budget(min_top1=0.1), split=Split.NEVER)
+    sharing_box(lab, "cleo", quality=Budget(min_top1=0.1), split=Split.NEVER)
+    lab.run(60)
+    assert serving(lab) == {}
+    assert not any(one.began for one in workshops(lab).values())
+
+
+def test_a_slower_exact_split_gives_way_to_shards() -> None:
+    lab = SplitLab(rtt_ms=20.0)
+    for name in NAMES:
+        sharing_box(lab, name)
+    lab.until(lambda: lab.hosts("big"), 20)
+    assert serving(lab) == {}
+    lab.until(lambda: all_serve(lab, *NAMES), 120)
+    lab.run(30)
+    assert all_serve(lab, *NAMES)
+    assert all(not box.lent for box in lab.boxes.values()), "what was lent is given back"
+    lost = [one.strategy for one in decision(lab, "ada").considered]
+    assert Strategy.EXPERT_SHARD not in lost
+
+
+def test_the_key_says_what_is_in_a_shard(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    shop = workshops(lab)["ada"]
+    key = serving(lab)["ada"]
+    selection = shop.made[key].selection
+    assert key == shard_key(FINGERPRINT, shop.found[FINGERPRINT].digest, selection)
+    assert key in shop.in_use, "what serves is not to be removed"
+
+
+def fast() -> tuple:  # type: ignore[type-arg]
+    from meshd.node.speed import Speed
+
+    return (Speed("ram", "k", 400_000_000_000, 10**13),)
