@@ -1,14 +1,13 @@
 """Writes the file of a shard from the files of its model.
 
-Blocks of some megabytes are read, written and hashed; three threads share that work, since none of
-it holds the interpreter's lock. The source is read rather than mapped: mapped pages would count as
-this process's memory, and a file that becomes shorter meanwhile would end it.
+The kernel copies (sendfile), and a second thread hashes what it wrote, some blocks behind, while it
+is still in memory; neither holds the interpreter's lock. Nothing is mapped: mapped pages would
+count as this process's memory, and a source that becomes shorter meanwhile would end it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -20,16 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meshd.errors import UserError
+from meshd.experts.open_source import FULL, ChangedError, OpenSource
 from meshd.experts.ranking import Selection
-from meshd.experts.shard_layout import ZEROS, Run, ShardLayout, Source, shard_layout
+from meshd.experts.shard_layout import Run, ShardLayout, Source, shard_layout
 from meshd.experts.write_journal import Checkpoint, WriteJournal
 from meshd.files import sync_folder
 from meshd.models.fingerprint import fingerprint
 from meshd.models.gguf_facts import read_headers
 
 _BLOCK_BYTES = 8 << 20
-_BLOCKS_MAX = 4
-# What a killed run loses at most; a checkpoint syncs, which hurts where there are many.
+_READ_BYTES = 1 << 20
+# How far the hash may lag behind the copy.
+_BLOCKS_MAX = 8
+# A killed run loses two of them at most. Each syncs, which hurts where there are many.
 _CHECKPOINT_BYTES = 256 << 20
 # For the journal, and so that a file system is not filled to its last byte.
 _STAYS_FREE_BYTES = 64 << 20
@@ -82,7 +84,7 @@ def write_shard(
     :raises OSError: the folder cannot be written.
     """
     with ExitStack() as stack:
-        sources = [stack.enter_context(_OpenSource(file)) for file in files]
+        sources = [stack.enter_context(OpenSource(file)) for file in files]
         layout = shard_layout(_source(files, _fingerprint(files)), selection)
         partial, journal_path = partial_files(target)
         output = _locked(partial, stack)
@@ -98,15 +100,14 @@ def write_shard(
                 source.check_unchanged()
             os.fchmod(output, 0o644)
             os.fsync(output)
-        except _ChangedError as error:
-            discard(target)
-            raise UserError(error.message, hint=error.hint) from error
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in FULL
+            if full or isinstance(error, ChangedError) or not journal.checkpoints:
                 discard(target)
+            if full:
+                size_gb = layout.size_bytes / 1e9
                 raise UserError(
-                    f"{target.parent}: no room for a shard of {layout.size_bytes / 1e9:.2f} GB: "
-                    f"{error.strerror}",
+                    f"{target.parent}: no room for a shard of {size_gb:.2f} GB",
                     hint="free some of it",
                 ) from error
             raise
@@ -130,64 +131,13 @@ def discard(target: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class _ChangedError(UserError):
-    """The source is not what it was, so what was written is of no use."""
-
-
-class _OpenSource:
-    """A file of the model, open, and how it was when it was opened."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror or error}") from error
-        self.signature = self._signature(os.fstat(self._file))
-
-    def __enter__(self) -> _OpenSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-    @staticmethod
-    def _signature(status: os.stat_result) -> tuple[int, int, int]:
-        return status.st_size, status.st_mtime_ns, status.st_ino
-
-    def read(self, into: memoryview, start: int) -> None:
-        done = 0
-        while done < len(into):
-            try:
-                count = os.preadv(self._file, [into[done:]], start + done)
-            except OSError as error:
-                raise UserError(f"{self.path}: {error.strerror or error}") from error
-            if not count:
-                raise self._changed()
-            done += count
-
-    def check_unchanged(self) -> None:
-        try:
-            found = Path(self.path).stat()
-        except OSError as error:
-            raise self._changed() from error
-        if not self._signature(found) == self._signature(os.fstat(self._file)) == self.signature:
-            raise self._changed()
-
-    def _changed(self) -> _ChangedError:
-        return _ChangedError(
-            f"{self.path}: it changed while a shard was made of it",
-            hint="it is begun anew from what is there now",
-        )
-
-
 class _Job:
     """One run of the writer."""
 
     def __init__(
         self,
         layout: ShardLayout,
-        sources: Sequence[_OpenSource],
+        sources: Sequence[OpenSource],
         output: int,
         journal: WriteJournal,
         progress: Progress,
@@ -200,6 +150,7 @@ class _Job:
         self._progress = progress
         self._stopped = stopped
         self._digest = hashlib.sha256()
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._hashing = ThreadPoolExecutor(1, "shard-hash")
         self._syncing = ThreadPoolExecutor(1, "shard-sync")
 
@@ -216,16 +167,14 @@ class _Job:
         """How much of what lies there is as the journal says. Leaves the digest there."""
         checkpoints = self._journal.checkpoints
         good, good_digest, end = 0, self._digest.copy(), 0
-        block = memoryview(bytearray(_BLOCK_BYTES))
         for one in checkpoints:
             if one.end > self._layout.size_bytes:
                 break
             while end < one.end:
                 self._may_go_on()
-                count = os.preadv(self._output, [block[: min(len(block), one.end - end)]], end)
+                count = self._hash(end, min(_BLOCK_BYTES, one.end - end))
                 if not count:
                     break
-                self._digest.update(block[:count])
                 end += count
                 self._progress(end, self._layout.size_bytes)
             if end != one.end or self._digest.hexdigest() != one.sha256:
@@ -236,32 +185,27 @@ class _Job:
         return checkpoints[good - 1].end if good else 0
 
     def _write(self, done: int) -> None:
-        total = self._layout.size_bytes
-        spare: deque[memoryview] = deque(
-            memoryview(bytearray(_BLOCK_BYTES)) for _ in range(_BLOCKS_MAX)
-        )
-        hashed: deque[tuple[memoryview, Future[None]]] = deque()
+        hashed: deque[Future[int]] = deque()
         synced: Future[None] | None = None
         next_checkpoint = done + _CHECKPOINT_BYTES
+        os.lseek(self._output, done, os.SEEK_SET)
         for block in _blocks(self._layout, done):
             self._may_go_on()
-            if not spare:
-                buffer, future = hashed.popleft()
-                future.result()
-                spare.append(buffer)
-            buffer = spare.popleft()
-            size = self._fill(buffer, block)
-            self._put(buffer[:size], done)
+            for run in block:
+                self._copy(run)
+            size = sum(run.size for run in block)
+            hashed.append(self._hashing.submit(self._hash, done, size))
             done += size
-            hashed.append((buffer, self._hashing.submit(self._digest.update, buffer[:size])))
+            if len(hashed) > _BLOCKS_MAX:
+                hashed.popleft().result()
             if done >= next_checkpoint:
                 next_checkpoint = done + _CHECKPOINT_BYTES
                 if synced is not None:
                     synced.result()
                 so_far = self._hashing.submit(lambda: self._digest.copy().hexdigest())
                 synced = self._syncing.submit(self._checkpoint, done, so_far)
-            self._progress(done, total)
-        for _, future in hashed:
+            self._progress(done, self._layout.size_bytes)
+        for future in hashed:
             future.result()
         if synced is not None:
             synced.result()
@@ -270,23 +214,27 @@ class _Job:
         if self._stopped():
             raise StoppedError("the writing of a shard was stopped; it goes on from there")
 
-    def _fill(self, buffer: memoryview, block: Sequence[Run]) -> int:
-        filled = 0
-        for run in block:
-            piece = buffer[filled : filled + run.size]
-            if run.source == ZEROS:
-                piece[:] = bytes(run.size)
-            elif run.source == _HEADER:
-                piece[:] = self._layout.header[run.start : run.start + run.size]
-            else:
-                self._sources[run.source].read(piece, run.start)
-            filled += run.size
-        return filled
+    def _copy(self, run: Run) -> None:
+        if run.source >= 0:
+            self._sources[run.source].send(self._output, run.start, run.size)
+            return
+        data = memoryview(bytes(run.size))
+        if run.source == _HEADER:
+            data = memoryview(self._layout.header)[run.start : run.start + run.size]
+        while data:
+            data = data[os.write(self._output, data) :]
 
-    def _put(self, data: memoryview, start: int) -> None:
+    def _hash(self, start: int, size: int) -> int:
+        """Take so many bytes of what was written into the digest; fewer where the file ends."""
         done = 0
-        while done < len(data):
-            done += os.pwrite(self._output, data[done:], start + done)
+        while done < size:
+            piece = self._buffer[: min(len(self._buffer), size - done)]
+            count = os.preadv(self._output, [piece], start + done)
+            if not count:
+                break
+            self._digest.update(piece[:count])
+            done += count
+        return done
 
     def _checkpoint(self, end: int, sha256: Future[str]) -> None:
         os.fdatasync(self._output)

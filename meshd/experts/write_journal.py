@@ -44,6 +44,7 @@ class WriteJournal:
         os.write(self._file, "".join(f"{line}\n" for line in lines).encode())
 
     def add(self, one: Checkpoint) -> None:
+        self.checkpoints = (*self.checkpoints, one)
         os.write(self._file, f"{one.end} {one.sha256}\n".encode())
 
     def close(self) -> None:
