@@ -63,8 +63,9 @@ class RankingShelf:
 
     def _files(self) -> list[Path]:
         """Newest first."""
-        found = []
-        for path in self.folder.iterdir():
-            if _NAME.fullmatch(path.name):
-                found.append((-path.stat().st_mtime_ns, path))
+        found = [
+            (-path.stat().st_mtime_ns, path)
+            for path in self.folder.iterdir()
+            if _NAME.fullmatch(path.name)
+        ]
         return [path for _, path in sorted(found)]

@@ -156,10 +156,9 @@ class ShardShelf:
         allowed = QUOTA.allowed_bytes(disk, sum(one.size_bytes for one in held))
         kept = young | set(keep)
         gone = evictions(held, 0, allowed, kept)
-        self._evict(
-            [one.cache_name for one in held if one.cache_name not in kept] if gone is None else gone,
-            "was not wished any more",
-        )
+        if gone is None:
+            gone = tuple(one.cache_name for one in held if one.cache_name not in kept)
+        self._evict(gone, "was not wished any more")
 
     def verify(self, note: ShardNote, step: Callable[[int], None]) -> bool:
         """Read it and compare its SHA-256; it goes where that differs.

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
+from meshd.experts.certificate import CertificateError
+from meshd.experts.logits_file import LogitsError
 from meshd.experts.ranking import Ranking, RankingError, Selection
 from meshd.experts.wish import Text
 from meshd.quality import Fidelity
@@ -24,7 +26,7 @@ class RefusedError(Exception):
     """It cannot be done as things are; one sentence says why."""
 
 
-SAID = (UserError, OSError, RankingError, RefusedError)
+SAID = (UserError, OSError, RankingError, CertificateError, LogitsError, RefusedError)
 """What the work ends with where it cannot be done: each says why, for people."""
 
 
