@@ -18,10 +18,11 @@ from pathlib import Path
 from meshd.engine.build import EngineBuild
 from meshd.experts.counting import Counting, Counts, Piece
 from meshd.experts.imatrix_file import read_counts
-from meshd.experts.imatrix_run import CHUNK_TOKENS, SILENCE_S, Program, Span, program
+from meshd.experts.imatrix_run import CHUNK_TOKENS, SILENCE_S, Program, Span, ignored, program
 from meshd.experts.ranking import Ranking, RankingError
 from meshd.experts.ranking_file import checked
 from meshd.experts.texts import digest_of
+from meshd.experts.tool_child import Started
 
 # 16 384 tokens of each text: how much the order gains by more is in docs/experts.md.
 TEXT_CHUNKS = 32
@@ -38,8 +39,8 @@ async def count_experts(
     fingerprint: str,
     experts: tuple[int, ...],
     progress: Callable[[float], None],
+    started: Started = ignored,
     niceness: int = 19,
-    idle: frozenset[int] = frozenset(),
     chunks: int = TEXT_CHUNKS,
     silence_s: float = SILENCE_S,
 ) -> Ranking:
@@ -54,11 +55,10 @@ async def count_experts(
     :param files: of the model, in order.
     :param folder: with room for what llama-imatrix writes, about 0.01 times the model's size; no
         second count at a time.
-    :param experts: routed experts of each of the model's blocks, 0 of one without.
-    :param progress: called with 0 to 1, rising.
+    :param experts: routed experts of each of the model's blocks, 0 of one without, and of one that
+        ordinary decoding does not run (multi-token prediction).
+    :param progress: called with 0 to 1, rising. :param started: told of each child.
     :param niceness: added to our own: what serves has the processors.
-    :param idle: blocks with experts that ordinary decoding does not run (multi-token prediction):
-        theirs count as chosen equally often.
     :param silence_s: after which a child that says nothing is given up.
     :raises RankingError: nothing was counted, or what cannot be; the message says why.
     """
@@ -71,10 +71,9 @@ async def count_experts(
             files[0],
             texts,
             folder / f".imatrix-{key}",
-            await program(build, niceness=niceness, silence_s=silence_s),
+            await program(build, niceness=niceness, silence_s=silence_s, started=started),
             await asyncio.to_thread(Counting, folder, key, experts),
             experts,
-            idle,
             _Rising(progress, len(texts) * chunks),
         )
         pieces = await work.all(chunks)
@@ -83,8 +82,7 @@ async def count_experts(
     except OSError as error:
         raise RankingError(f"experts cannot be counted: {error}") from error
     tokens = CHUNK_TOKENS * sum(piece.chunks for piece in pieces)
-    counts = _with_idle(_sum([piece.counts for piece in pieces]), experts, idle, tokens)
-    ranking = Ranking(fingerprint, calibration, tokens, counts)
+    ranking = Ranking(fingerprint, calibration, tokens, _sum([one.counts for one in pieces]))
     ranking = checked(ranking, fingerprint=fingerprint, experts=experts)
     progress(1.0)
     return ranking
@@ -115,7 +113,6 @@ class _Work:
     program: Program
     counting: Counting
     experts: tuple[int, ...]
-    idle: frozenset[int]
     says: Callable[[float], None]
 
     async def all(self, chunks: int) -> list[Piece]:
@@ -173,7 +170,7 @@ class _Work:
             )
             if not done:
                 return Piece(span, 0, ())
-            counts = await asyncio.to_thread(read_counts, output, self.experts, self.idle)
+            counts = await asyncio.to_thread(read_counts, output, self.experts)
             return Piece(span, done, counts)
         finally:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, self.scratch, ignore_errors=True))
@@ -188,16 +185,4 @@ def _sum(pieces: list[Counts]) -> Counts:
     return tuple(
         tuple(sum(numbers) for numbers in zip(*layers, strict=True))
         for layers in zip(*pieces, strict=True)
-    )
-
-
-def _with_idle(
-    counts: Counts, experts: tuple[int, ...], idle: frozenset[int], tokens: int
-) -> Counts:
-    used = max((sum(layer) for layer in counts), default=0) // tokens
-    return tuple(
-        tuple(len(range(one, used * tokens, experts[block])) for one in range(experts[block]))
-        if block in idle
-        else layer
-        for block, layer in enumerate(counts)
     )

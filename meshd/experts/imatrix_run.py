@@ -13,6 +13,7 @@ from pathlib import Path
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.experts.ranking import RankingError
+from meshd.experts.tool_child import Started
 from meshd.units.dialect import Dialect
 
 IMATRIX = "llama-imatrix"
@@ -41,12 +42,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """llama-imatrix as it is run here. :ivar dialect: of its own help, not of llama-server's."""
+    """llama-imatrix as it is run here. :ivar dialect: of its own help, not of llama-server's.
+
+    :ivar started: told of each child.
+    """
 
     path: str
     dialect: Dialect
     niceness: int
     silence_s: float
+    started: Started
 
     async def run(
         self, model: str, text: Path, span: Span, output: Path, progress: Callable[[float], None]
@@ -64,6 +69,7 @@ class Program:
             ("nice", "-n", str(self.niceness), self.path, *words),
             listener.hear,
             self.silence_s,
+            self.started,
         )
         if code != 0 and _TOO_SHORT.search(listener.end):
             return 0
@@ -74,18 +80,28 @@ class Program:
         return listener.chunks
 
 
-async def program(build: EngineBuild, *, niceness: int, silence_s: float = SILENCE_S) -> Program:
+def ignored(_: asyncio.subprocess.Process) -> None:
+    """Where nobody wants to know of a child."""
+
+
+async def program(
+    build: EngineBuild,
+    *,
+    niceness: int,
+    silence_s: float = SILENCE_S,
+    started: Started = ignored,
+) -> Program:
     """:raises RankingError: the engine has none that runs."""
     binary = build.binary(IMATRIX)
     if binary is None:
         raise RankingError(f"this engine has no {IMATRIX}")
     said = bytearray()
-    code = await _run((binary.path, "--help"), said.extend, _HELP_S)
+    code = await _run((binary.path, "--help"), said.extend, _HELP_S, ignored)
     try:
         dialect = Dialect.from_help(said.decode(errors="replace"), build=IMATRIX)
     except UserError as error:
         raise RankingError(f"{IMATRIX} --help: exit {code}: {error}") from error
-    return Program(binary.path, dialect, niceness, silence_s)
+    return Program(binary.path, dialect, niceness, silence_s, started)
 
 
 def _words(dialect: Dialect, model: str, text: Path, span: Span, output: Path) -> tuple[str, ...]:
@@ -160,7 +176,12 @@ class _Listener:
             self._progress(min(1.0, (self._passes + within) / passes))
 
 
-async def _run(command: tuple[str, ...], hear: Callable[[bytes], object], silence_s: float) -> int:
+async def _run(
+    command: tuple[str, ...],
+    hear: Callable[[bytes], object],
+    silence_s: float,
+    started: Started,
+) -> int:
     """:return: the exit code. :raises RankingError: it does not start, or is silent too long."""
     # Its own arguments are all that it is to go by.
     environment = {
@@ -168,7 +189,8 @@ async def _run(command: tuple[str, ...], hear: Callable[[bytes], object], silenc
     }
     try:
         child = await asyncio.create_subprocess_exec(
-            *command,
+            # The kernel ends it when we die: one that stands still would never end by itself.
+            *("setpriv", "--pdeathsig", "KILL", "--", *command),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -179,6 +201,7 @@ async def _run(command: tuple[str, ...], hear: Callable[[bytes], object], silenc
     clock = asyncio.get_running_loop()
     assert child.stdout is not None
     try:
+        started(child)
         async with asyncio.timeout(silence_s) as silence:
             while piece := await child.stdout.read(65536):
                 hear(piece)
