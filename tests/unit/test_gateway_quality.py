@@ -193,6 +193,9 @@ def test_auto_means_a_model_of_enough_quality_while_there_is_one() -> None:
     assert resolve(routes, Ask("auto")) == large
     assert resolve(routes, Ask("auto", quality=EXACT)) == small
     assert resolve(RoutingTable(routes=(large,)), Ask("auto", quality=EXACT)) == large
+    loads = replace(small, state=ModelState.LOADING, targets=(replace(whole(2), ready=False),))
+    assert resolve(RoutingTable(routes=(large, loads)), Ask("auto", quality=EXACT)) == loads
+    assert resolve(RoutingTable(routes=(large, loads)), Ask("auto")) == large
     equal = replace(small, targets=(replace(whole(2), context=9000),))
     assert resolve(RoutingTable(routes=(large, equal)), Ask("auto")) == equal
 

@@ -30,7 +30,7 @@ from tests.wire.gateway_harness import (
     streaming,
     until,
 )
-from tests.wire.mesh_harness import Node, node, table
+from tests.wire.mesh_harness import Node, caller, name_of, node, table
 from tests.wire.test_gateway_waiting import tell, waiting
 
 MESSAGES = "/v1/messages"
@@ -112,6 +112,53 @@ async def test_the_quality_goes_there_and_comes_back_over_two_gateways(tmp_path:
             for quality, count in (("shard", shards), ("exact", exact)):
                 line = f'meshd_answers_total{{model="m",quality="{quality}"}}'
                 assert await at.metric(line) == count
+
+
+async def test_a_node_that_is_asked_in_error_says_that_the_model_is_elsewhere(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "e.sock"
+    async with (
+        engine(path, answering()) as unused,
+        node(tmp_path, "a") as a,
+        node(tmp_path, "b") as b,
+        caller(a.member) as http,
+    ):
+        await b.tell(bounded([shard(b.own(path)), whole(a.seen())], [a, b]))
+        async with http.post(
+            f"https://{b.address}{CHAT}",
+            json=BODY,
+            headers={"X-Mesh-Hop": "1", "X-Mesh-Quality": "exact"},
+            server_hostname=name_of(b),
+        ) as answer:
+            assert answer.status == 503
+            assert (await answer.json())["error"]["code"] == "model_moved"
+        assert not unused.calls
+
+
+async def test_a_node_that_is_missed_is_not_left_for_a_shard_that_would_not_do(
+    tmp_path: Path,
+) -> None:
+    full, part, go_on = tmp_path / "full", tmp_path / "part", asyncio.Event()
+
+    async def slow(call: Call) -> None:
+        await go_on.wait()
+        await answering("full")(call)
+
+    async with AsyncExitStack() as stack:
+        a, b, c = nodes = [await stack.enter_async_context(node(tmp_path, one)) for one in "abc"]
+        asked = await stack.enter_async_context(engine(full, slow))
+        await stack.enter_async_context(engine(part, answering("part")))
+        await b.tell(bounded([whole(b.own(full))], nodes))
+        await c.tell(bounded([shard(c.own(part))], nodes))
+        await a.tell(bounded([whole(b.seen()), shard(c.seen())], nodes))
+        asking = asyncio.create_task(ask(a, "exact"))
+        await until(lambda: bool(asked.calls))
+        await a.tell(bounded([whole(b.seen(suspect=True)), shard(c.seen())], nodes))
+        go_on.set()
+        status, body, heads = await asyncio.wait_for(asking, 10)
+        assert (status, body) == (200, b'{"said":"full"}')
+        assert heads["X-Mesh-Attempts"] == "1"
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, "/v1/embeddings"])
