@@ -26,6 +26,7 @@ _VERBS = {
     "bench": "bench",
     "drain": "drain",
     "seed": "seed",
+    "experts": "experts",
     "config": "config",
     "try": "try_",
     "rollback": "rollback",

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
-from meshd.experts.ranking import Ranking, Selection
+from meshd.experts.ranking import Ranking
 from meshd.planner.shard_plan import ShardPlan, shard_plan
 
 
@@ -27,23 +27,6 @@ def random_ranking(ranking: Ranking, seed: int) -> Ranking:
     return replace(
         ranking, counts=tuple(tuple(rng.sample(counts, len(counts))) for counts in ranking.counts)
     )
-
-
-def most_chosen(ranking: Ranking, experts: int, groups: int = 0) -> Selection:
-    """What one node alone would keep with room for so many of each layer.
-
-    :raises ValueError: the groups cannot have equally many of them, or a layer has not so many.
-    """
-    step = groups or 1
-    if experts % step or any(counts and len(counts) < experts for counts in ranking.counts):
-        raise ValueError(f"{experts} experts of each layer, in {step} groups")
-    return tuple(_most(order, experts // step, step) for order in ranking.orders)
-
-
-def _most(order: tuple[int, ...], each: int, step: int) -> tuple[int, ...]:
-    size = len(order) // step
-    groups = ([one for one in order if one // size == group] for group in range(step))
-    return tuple(sorted(one for group in groups for one in group[:each])) if order else ()
 
 
 def global_plan(

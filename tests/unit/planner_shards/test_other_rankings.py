@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from meshd.experts.most_chosen import most_chosen
 from meshd.planner.shard_plan import shard_plan
 from tests.unit.planner_shards.rankings import falling, ranking
 from tools.bench_experts.rankings import (
     global_plan,
     global_ranking,
-    most_chosen,
     random_plan,
     random_ranking,
 )
