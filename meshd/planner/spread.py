@@ -85,11 +85,8 @@ def spread(counts: Sequence[int], room: Room, begun: Sequence[int]) -> tuple[lis
     copies = [_Copies(rank, room.homes) for rank in range(first, room.experts)]
     if copies:
         copies[0] = _Copies(first, room.homes + room.spare)
-    while seats:
-        number, most = _table(seats, copies, sums, room.homes)
-        table, seats = seats[:number], seats[number:]
-        mine, copies = _first(copies, table)
-        for seat in _dealt(table, mine, counts, most):
+    if seats:
+        for seat in _dealt(seats, copies, counts, _most(seats, copies, sums, room.homes)):
             dealt[seat.node] += sorted(seat.taken)
     return tuple(dealt)
 
@@ -111,25 +108,19 @@ class _Seat:
         self.taken: list[int] = []
 
 
-def _table(
+def _most(
     seats: Sequence[_Seat], copies: Sequence[_Copies], sums: Sequence[int], homes: int
-) -> tuple[int, float]:
-    """How many of the seats share the most chosen experts among them, and how much each of these
-    keeps at most if they share evenly.
-
-    Of any so many the ones with the least room can keep the least. Those that fare worst that way
-    take what they can before the others take anything: nothing helps them more.
+) -> float:
+    """No division lets the one that keeps the least keep more: of any so many the ones with the
+    least room keep the least, even if they had the best of all and shared it evenly.
     """
-    number, most = 1, float("inf")
+    most = float("inf")
     mass = left = 0
-    for at, seat in enumerate(seats, 1):
+    for number, seat in enumerate(seats, 1):
         mass += seat.mass
         left += seat.left
-        each = (mass + _best(left, at, copies, sums, homes)) / at
-        if each <= most:
-            number, most = at, each
-    # With several homes an expert may be needed by nodes at both tables.
-    return (number if homes == 1 else len(seats)), most
+        most = min(most, (mass + _best(left, number, copies, sums, homes)) / number)
+    return most
 
 
 def _best(
@@ -150,47 +141,33 @@ def _count(rank: int, sums: Sequence[int]) -> int:
     return sums[rank + 1] - sums[rank]
 
 
-def _first(copies: list[_Copies], table: Sequence[_Seat]) -> tuple[list[_Copies], list[_Copies]]:
-    """As many copies as the table takes, and the others."""
-    places = sum(seat.left for seat in table)
-    head = min(copies[0].number, len(table))
-    mine, places = [_Copies(copies[0].rank, head)], places - head
-    at = 1
-    while places:
-        mine.append(copies[at])
-        places -= copies[at].number
-        at += 1
-    over = copies[0].number - head
-    return mine, [*([_Copies(copies[0].rank, over)] if over else []), *copies[at:]]
-
-
 def _dealt(
-    table: Sequence[_Seat], copies: Sequence[_Copies], counts: Sequence[int], most: float
+    seats: Sequence[_Seat], copies: Sequence[_Copies], counts: Sequence[int], most: float
 ) -> Sequence[_Seat]:
     """Dealt by what each keeps so far, which comes out even where all have the same room; else also
     by what each will keep, which does where rooms differ much.
     """
-    other = [_Seat(seat.node, seat.left, seat.mass) for seat in reversed(table)]
-    for seats, foreseeing in ((table, False), (other, True)):
-        _deal(seats, copies, counts, foreseeing=foreseeing)
-        _exchange(seats, counts, most)
-        if _least(seats) >= _ENOUGH * most:
-            return seats
-    return max((table, other), key=_least)
+    again = [_Seat(seat.node, seat.left, seat.mass) for seat in reversed(seats)]
+    for tried, foreseeing in ((seats, False), (again, True)):
+        _deal(tried, copies, counts, foreseeing=foreseeing)
+        _exchange(tried, counts, most)
+        if _least(tried) >= _ENOUGH * most:
+            return tried
+    return max((seats, again), key=_least)
 
 
-def _least(table: Sequence[_Seat]) -> int:
-    return min(seat.mass for seat in table)
+def _least(seats: Sequence[_Seat]) -> int:
+    return min(seat.mass for seat in seats)
 
 
 def _deal(
-    table: Sequence[_Seat],
+    seats: Sequence[_Seat],
     copies: Sequence[_Copies],
     counts: Sequence[int],
     *,
     foreseeing: bool,
 ) -> None:
-    """Each expert to those that keep the least; of equals to the first at the table.
+    """Each expert to those that keep the least; of equals to the first of them.
 
     :param foreseeing: as if all that each still takes were as much as the average.
     """
@@ -198,11 +175,11 @@ def _deal(
     # By `places`, so that there are no fractions.
     average = sum(number * counts[rank] for rank, number in copies) if foreseeing else 0
     waiting = [
-        (seat.mass * places + seat.left * average, at, seat.left) for at, seat in enumerate(table)
+        (seat.mass * places + seat.left * average, at, seat.left) for at, seat in enumerate(seats)
     ]
     heapify(waiting)
     bound: list[int] = []  # who has to take every one that remains, to be full in the end
-    widest = max(seat.left for seat in table)
+    widest = max(seat.left for seat in seats)
     for done, (rank, number) in enumerate(copies):
         remaining = len(copies) - done
         if widest >= remaining:
@@ -213,22 +190,22 @@ def _deal(
         takers = [heappop(waiting) for _ in range(number - len(bound))]
         more = counts[rank] * places - average
         for mass, at, left in takers:
-            table[at].taken.append(rank)
+            seats[at].taken.append(rank)
             if left > 1:
                 heappush(waiting, (mass + more, at, left - 1))
         for at in bound:
-            table[at].taken.append(rank)
-    for seat in table:
+            seats[at].taken.append(rank)
+    for seat in seats:
         seat.mass += sum(counts[rank] for rank in seat.taken)
 
 
-def _exchange(table: Sequence[_Seat], counts: Sequence[int], most: float) -> None:
+def _exchange(seats: Sequence[_Seat], counts: Sequence[int], most: float) -> None:
     """Exchange experts between the node that keeps the least and others while that helps it."""
-    for _ in range(_EXCHANGES * len(table)):
-        worst = min(table, key=lambda seat: (seat.mass, seat.node))
+    for _ in range(_EXCHANGES * len(seats)):
+        worst = min(seats, key=lambda seat: (seat.mass, seat.node))
         if worst.mass >= _ENOUGH * most:
             return
-        for other in sorted(table, key=lambda seat: (-seat.mass, seat.node)):
+        for other in sorted(seats, key=lambda seat: (-seat.mass, seat.node)):
             found = _best_exchange(worst, other, counts)
             if found is not None:
                 break

@@ -77,10 +77,24 @@ def test_groups_that_are_not_chosen_lend_no_experts() -> None:
     )
     assert used_of(grouped, 8) == 4
     assert used_of(grouped, 16) == 8
+    assert shard_facts(grouped, 8).experts_used == 4
     assert least_experts(grouped) == 16
+    assert least_experts(replace(grouped, experts_used=4)) == 16
     assert least_experts(replace(grouped, experts_used=12)) == 24
     assert least_experts(replace(grouped, expert_groups=0)) == 8
     assert least_experts(plain(expert_share=0.5)) == 2
+
+
+def test_fewer_experts_than_a_token_uses_are_all_that_it_uses() -> None:
+    assert shard_facts(plain(expert_share=0.5), 1).experts_used == 1
+
+
+def test_with_few_experts_another_tensor_is_the_largest() -> None:
+    whole = plain(expert_share=0.5)
+    layer = replace(whole.layers[0], largest_tensor_bytes=1600, largest_dense_bytes=600)
+    whole = replace(whole, layers=(layer, replace(layer, expert_bytes=0)))
+    assert [one.largest_tensor_bytes for one in shard_facts(whole, 8).layers] == [800, 1600]
+    assert [one.largest_tensor_bytes for one in shard_facts(whole, 4).layers] == [600, 1600]
 
 
 @given(st.integers(1, 16), st.integers(1, 16))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from meshd.planner.spread import room, spread, together
+from tests.unit.planner_shards.rankings import falling
 
 LAYERS = (
     (50, 30, 10, 5, 3, 2),
@@ -66,6 +67,21 @@ def test_no_division_lets_the_worst_node_keep_much_more() -> None:
         assert missed <= TOLERANCE * sum(counts), (counts, rooms, dealt)
         tried += 1
     assert tried > 500
+
+
+@pytest.mark.parametrize("rooms", [(200, 100), (130, 130), (40, 80, 160), (90,) * 4])
+def test_nodes_whose_rooms_differ_much_keep_the_same_where_that_can_be(
+    rooms: tuple[int, ...],
+) -> None:
+    (counts,) = falling(1, 256).counts
+    counts = tuple(sorted(counts, reverse=True))
+    found = room(256, rooms, 1)
+    assert found is not None
+    dealt = spread(counts, found, (0,) * len(rooms))
+    least = min(sum(counts[rank] for rank in ranks) for ranks in dealt)
+    alone = sum(counts[: min(rooms)])
+    even = together(counts, found) / len(rooms)
+    assert least >= min(alone, even) - 0.01 * sum(counts)
 
 
 def test_two_homes_are_found_wherever_there_is_room_for_them() -> None:
