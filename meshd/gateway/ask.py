@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import sha256
 from typing import Any
 
 import msgspec
-from msgspec.structs import astuple
 
 from meshd.gateway.answer_format import answer_format
+from meshd.gateway.conversation import (
+    ABSENT,
+    Message,
+    Part,
+    beginning,
+    conversation,
+    first_of,
+    given,
+    is_list,
+    person,
+)
 from meshd.gateway.request_body import BadBodyError
 from meshd.gateway.tool_choice import ALL, ToolChoice, tool_choice
 from meshd.quality import Budget
@@ -22,12 +31,7 @@ BYTES_PER_TOKEN = 3
 SESSION_HEADERS = ("X-Session-Id", "Session-Id", "X-Session-Affinity")
 """Headers in which clients say which conversation a request belongs to, the first one counts."""
 
-_PROMPT_HEAD_BYTES = 1024
-_HEAD_PIECE_BYTES = 16 * 1024
 _MAX_PARTS = 100_000
-_ABSENT = msgspec.Raw(b"null")
-# Claude Code's first system block; it has another checksum in each request.
-_BILLING = b'"x-anthropic-billing-header'
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,74 +103,43 @@ _MEDIA_IN: Mapping[str, tuple[bytes, ...]] = {
 }
 
 
-class _Part(msgspec.Struct):
-    """A piece of a message's content; what is not listed may change from turn to turn."""
-
-    type: msgspec.Raw = _ABSENT
-    text: msgspec.Raw = _ABSENT
-    image_url: msgspec.Raw = _ABSENT
-    input_audio: msgspec.Raw = _ABSENT
-    source: msgspec.Raw = _ABSENT
-    content: msgspec.Raw = _ABSENT
-
-
-class _Message(msgspec.Struct):
-    role: str = ""
-    content: msgspec.Raw = _ABSENT
-
-
-def _first_of(item: type[msgspec.Struct], count: int) -> Any:
-    """The type of a list of which the first `count` items are read; the others are skipped, not
-    built.
-    """
-    fields = [(f"item{number}", item | None, None) for number in range(count)]
-    return msgspec.defstruct(f"First{item.__name__}", fields, array_like=True)
-
-
 class _Loose(msgspec.Struct):
     """Raw: of two equal keys the last counts, as in the engine, and no wrong type is an error."""
 
-    model: msgspec.Raw = _ABSENT
-    stream: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    tool_choice: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    text: msgspec.Raw = _ABSENT
-    system: msgspec.Raw = _ABSENT
-    instructions: msgspec.Raw = _ABSENT
-    prompt_cache_key: msgspec.Raw = _ABSENT
-    session_id: msgspec.Raw = _ABSENT
-    user: msgspec.Raw = _ABSENT
-    safety_identifier: msgspec.Raw = _ABSENT
-    metadata: msgspec.Raw = _ABSENT
-    max_tokens: msgspec.Raw = _ABSENT
-    max_completion_tokens: msgspec.Raw = _ABSENT
-    max_output_tokens: msgspec.Raw = _ABSENT
-    n_predict: msgspec.Raw = _ABSENT
-
-
-class _Metadata(msgspec.Struct):
-    user_id: msgspec.Raw = _ABSENT
+    model: msgspec.Raw = ABSENT
+    stream: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    tool_choice: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
+    system: msgspec.Raw = ABSENT
+    instructions: msgspec.Raw = ABSENT
+    prompt_cache_key: msgspec.Raw = ABSENT
+    session_id: msgspec.Raw = ABSENT
+    user: msgspec.Raw = ABSENT
+    safety_identifier: msgspec.Raw = ABSENT
+    metadata: msgspec.Raw = ABSENT
+    max_tokens: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
+    n_predict: msgspec.Raw = ABSENT
 
 
 class _Parted(msgspec.Struct):
     """All messages: for a body that may have pictures in it."""
 
-    messages: list[_Message] = []
-    input: list[_Message] = []
+    messages: list[Message] = []
+    input: list[Message] = []
 
 
-_first_messages = msgspec.json.Decoder(_first_of(_Message, 8))
-_first_parts = msgspec.json.Decoder(_first_of(_Part, 16))
-_parts = msgspec.json.Decoder(list[_Part])
+_parts = msgspec.json.Decoder(list[Part])
 _parted = msgspec.json.Decoder(_Parted)
-_metadata = msgspec.json.Decoder(_Metadata)
 _loose = msgspec.json.Decoder(_Loose)
 _body = msgspec.json.Decoder(
     msgspec.defstruct(
         "Body",
-        [("messages", _first_of(_Message, 8) | None, None)],
+        [("messages", first_of(Message, 8) | None, None)],
         bases=(_Loose,),
     )
 )
@@ -191,7 +164,7 @@ def read(path: str, body: bytes, session: str = "", quality: Budget | None = Non
     if kind is Kind.EMBEDDINGS or kind is Kind.RERANK:
         return Ask(model, needs=needs, quality=quality)
     chosen = ALL
-    if _given(fields.tools) and bytes(fields.tools) != b"[]":
+    if given(fields.tools) and bytes(fields.tools) != b"[]":
         needs |= {"tools"}
         chosen = tool_choice(path, fields.tool_choice)
     text_bytes = len(body)
@@ -202,17 +175,17 @@ def read(path: str, body: bytes, session: str = "", quality: Budget | None = Non
             text_bytes -= media_bytes
             break
     counts = path.endswith("/count_tokens")
-    named = 0 if counts else _conversation(fields, session)
+    named = 0 if counts else conversation(fields, session)
     return Ask(
         model,
         stream=bytes(fields.stream) == b"true" and not counts,
         needs=needs,
         prompt_tokens=0 if counts else text_bytes // BYTES_PER_TOKEN,
         max_tokens=_limit(fields),
-        affinity=0 if counts else named or _affinity(path, fields),
+        affinity=0 if counts else named or beginning(path, fields),
         tools=chosen,
         answer_format=answer_format(path, fields.text),
-        person=0 if counts or named else _person(path, fields),
+        person=0 if counts or named else person(path, fields),
         quality=quality,
     )
 
@@ -254,15 +227,11 @@ def _model(raw: msgspec.Raw) -> str:
     return model
 
 
-def _given(raw: msgspec.Raw) -> bool:
-    return raw is not _ABSENT and (len(raw) != 4 or bytes(raw) != b"null")
-
-
 def _limit(fields: _Loose) -> int:
     """The engine takes the first of these; what is no count of tokens sets no limit."""
     for name in _LIMITS:
         raw: msgspec.Raw = getattr(fields, name)
-        if raw is not _ABSENT and len(raw) < 10 and _INTEGER.fullmatch(raw):
+        if raw is not ABSENT and len(raw) < 10 and _INTEGER.fullmatch(raw):
             return int(bytes(raw))
     return 0
 
@@ -286,116 +255,8 @@ def _media(body: bytes) -> tuple[frozenset[str], int]:
     return frozenset(needs), size_bytes
 
 
-def _all_parts(content: msgspec.Raw) -> Iterator[_Part]:
+def _all_parts(content: msgspec.Raw) -> Iterator[Part]:
     """With those of a tool's result, which is a part itself in Anthropic's messages."""
-    for part in _parts.decode(content) if _is_list(content) else ():
+    for part in _parts.decode(content) if is_list(content) else ():
         yield part
-        yield from _parts.decode(part.content) if _is_list(part.content) else ()
-
-
-def _conversation(fields: Any, session: str) -> int:
-    """What the client itself calls the conversation, the same in a header and in the body; 0 where
-    it has no name.
-    """
-    if session:
-        return _hash((b"session", session.encode("utf-8", "surrogateescape")))
-    if _named(fields.session_id):
-        try:
-            said = msgspec.json.decode(fields.session_id, type=str)
-            return _hash((b"session", said.encode("utf-8", "surrogateescape")))
-        except (msgspec.DecodeError, UnicodeError):
-            return _hash((b"session", memoryview(fields.session_id)))
-    if _named(fields.prompt_cache_key):
-        return _hash((b"cache", memoryview(fields.prompt_cache_key)))
-    return 0
-
-
-def _person(path: str, fields: Any) -> int:
-    """Who has the conversation, as OpenAI's `user` (of late `safety_identifier`) and Anthropic's
-    `metadata.user_id` say; 0 for nobody.
-
-    Replicas are chosen without it: one person has many conversations, and one node would have them
-    all. Where answers differ from node to node, they are to be alike for one person.
-    """
-    raw = fields.user if _named(fields.user) else fields.safety_identifier
-    if path == "/v1/messages" and _given(fields.metadata):
-        try:
-            raw = _metadata.decode(fields.metadata).user_id
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return 0  # not what the endpoint takes; the engine will say so
-    return _hash((b"person", memoryview(raw))) if _named(raw) else 0
-
-
-def _named(raw: msgspec.Raw) -> bool:
-    return _given(raw) and bytes(memoryview(raw)[:3]) != b'""'
-
-
-def _affinity(path: str, fields: Any) -> int:
-    """One key for all turns of a conversation that has no name."""
-    try:
-        return _hash(_head(path, fields))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0  # not what the endpoint takes; the engine will say so
-
-
-def _head(path: str, fields: Any) -> list[bytes | memoryview]:
-    """The conversation up to and including its user's first words."""
-    pieces: list[bytes | memoryview] = []
-    messages = getattr(fields, "messages", None)
-    if path == "/v1/completions":
-        # Nothing says where a prompt's first turn ends.
-        if _given(fields.prompt):
-            pieces.append(memoryview(fields.prompt)[:_PROMPT_HEAD_BYTES])
-        return pieces
-    if path == "/v1/messages":
-        _add_content(pieces, fields.system)
-    elif path == "/v1/responses":
-        _add_content(pieces, fields.instructions)
-        if not _is_list(fields.input):
-            pieces.append(b"user")
-            _add_content(pieces, fields.input)
-            return pieces
-        messages = _first_messages.decode(fields.input)
-    for message in astuple(messages) if messages is not None else ():
-        if message is None:
-            break
-        pieces.append(message.role.encode("utf-8", "surrogatepass"))
-        _add_content(pieces, message.content)
-        if message.role == "user":
-            break
-    return pieces
-
-
-def _add_content(pieces: list[bytes | memoryview], raw: msgspec.Raw) -> None:
-    """Its text and pictures, the same whether it is a string or a list of parts."""
-    if not _is_list(raw):
-        if _given(raw):
-            pieces.append(memoryview(raw))
-        return
-    for part in astuple(_first_parts.decode(raw)):
-        if part is None:
-            break
-        pieces += [
-            memoryview(piece)
-            for piece in (part.text, part.image_url, part.input_audio, part.source)
-            if _given(piece) and not bytes(memoryview(piece)[:40]).startswith(_BILLING)
-        ]
-
-
-def _is_list(raw: msgspec.Raw) -> bool:
-    return bytes(memoryview(raw)[:1]) == b"["
-
-
-def _hash(pieces: Iterable[bytes | memoryview]) -> int:
-    """Of long pieces only both ends and the length count. Never 0, except of nothing."""
-    hashed: list[bytes | memoryview] = []
-    for piece in pieces:
-        hashed.append(len(piece).to_bytes(8, "big"))
-        if len(piece) <= 2 * _HEAD_PIECE_BYTES:
-            hashed.append(piece)
-        else:
-            hashed += piece[:_HEAD_PIECE_BYTES], piece[-_HEAD_PIECE_BYTES:]
-    if not hashed:
-        return 0
-    # In one call: each costs as much as a kilobyte. Processors have instructions for this one.
-    return int.from_bytes(sha256(b"".join(hashed)).digest()[:8], "big") or 1
+        yield from _parts.decode(part.content) if is_list(part.content) else ()
