@@ -11,6 +11,7 @@ export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
 	@echo "make demo NODES=3  a mesh on this machine: two models, one endpoint; a node is killed"
+	@echo "make demo EXPERTS=1  a mixture of experts from shards on three nodes; one is killed"
 	@echo "make demo SPLIT=1  a model split over two of three nodes on this machine; one is killed"
 	@echo "make test          linters, types and every tier of tests that can run here"
 	@echo "make test-unit     seconds: the pure core"
@@ -30,7 +31,8 @@ help:
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
 demo: $(VENV)/.base
-	@$(VENV)/bin/meshd demo $(if $(NODES),--nodes $(NODES)) $(if $(SPLIT),--split) $(ARGS)
+	@$(VENV)/bin/meshd demo $(if $(NODES),--nodes $(NODES)) $(if $(SPLIT),--split) \
+		$(if $(EXPERTS),--experts) $(ARGS)
 
 test: $(VENV)/.dev engine
 	@$(PYTHON) -m pytest tests $(ARGS)

@@ -17,10 +17,12 @@ from meshd.control import ControlServer
 from meshd.doctor.run import summary
 from meshd.drain_order import DrainOrder
 from meshd.errors import UserError
+from meshd.experts.node_workshop import node_workshop
 from meshd.exposure import Exposure
 from meshd.gateway.child import GatewayChild
 from meshd.load_watch import LoadWatch
 from meshd.mesh_by_role import MeshByRole
+from meshd.node_shards import NodeShards
 from meshd.node_splits import NodeSplits
 from meshd.notify import Notifier
 from meshd.observe import NodeObserver
@@ -29,7 +31,7 @@ from meshd.persistence import Disk
 from meshd.seeding.background import Seeding
 from meshd.seeding.node_tools import node_tools
 from meshd.seeding.store import Store
-from meshd.shared_models import share_models
+from meshd.shared_models import SharedModels
 from meshd.speed_watch import Pauses, SpeedWatch
 from meshd.supervisor import Supervisor
 from meshd.units.process import ProcessApplier
@@ -113,17 +115,22 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
     doors = _Doors(paths, exposure, gateway=gateway)
     loads = LoadWatch(paths.load_times)
     speeds = _speed_watch(paths, os.environ.get(MEASURE_SPEED, ""))
+    shared = SharedModels(paths)
+
+    def wake() -> None:
+        _each(woken)
+
+    def quiet() -> bool:
+        return not loads.now() and not mesh.busy()
 
     async def ready() -> None:
         await doors.open()
-        speeds.start(lambda: not loads.now() and not mesh.busy(), supervisor.wake)
+        speeds.start(quiet, supervisor.wake)
 
     supervisor = Supervisor(
         paths,
         applier=applier,
-        observer=NodeObserver(
-            paths, systemd=systemd, speeds=speeds, share=partial(share_models, paths)
-        ),
+        observer=NodeObserver(paths, systemd=systemd, speeds=speeds, share=shared.held),
         memory=Disk(paths),
         notifier=Notifier(),
         serve=doors.follow,
@@ -132,10 +139,11 @@ async def node(paths: Paths, *, systemd: bool) -> AsyncIterator[Supervisor]:
         mesh=mesh,
         loads=loads,
         drain=DrainOrder(paths.drain),
-        splits=NodeSplits(
-            paths,
-            lambda: _each(woken),
-            Seeding(node_tools(paths), lambda: _each(woken)),
+        splits=NodeSplits(paths, wake, Seeding(node_tools(paths), wake)),
+        shards=NodeShards(
+            paths.experts / "texts",
+            node_workshop(paths, quiet=quiet, changed=wake, share=shared.experts),
+            wake,
         ),
     )
     woken.append(supervisor.wake)

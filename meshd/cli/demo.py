@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,11 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--split", action="store_true", help="of 3 nodes or more: a model that is too big for each"
     )
+    parser.add_argument(
+        "--experts",
+        action="store_true",
+        help="of 2 nodes or more: a mixture of experts that is too big for each",
+    )
     parser.set_defaults(run=run)
 
 
@@ -49,11 +54,14 @@ def run(arguments: argparse.Namespace) -> int:
     # Sockets' paths are short, so the demo's folders lie in the temporary folder.
     root = Path(tempfile.mkdtemp(prefix="meshd-demo-"))
     config = arguments.paths.config
-    if arguments.nodes != 1 or arguments.split:
+    if arguments.nodes != 1 or arguments.split or arguments.experts:
+        from meshd.cli.demo_experts import experts_demo
         from meshd.cli.demo_mesh import mesh_demo
         from meshd.cli.demo_split import split_demo
 
-        demo = split_demo if arguments.split else mesh_demo
+        demo = mesh_demo
+        if arguments.split or arguments.experts:
+            demo = split_demo if arguments.split else experts_demo
         nodes = arguments.nodes if arguments.nodes != 1 else 3
         try:
             return asyncio.run(demo(root, nodes, arguments.question, once=once))
@@ -152,8 +160,14 @@ async def _gateway_ready(address: str) -> bool:
         return False
 
 
-async def stream_answer(base: str, model: str, question: str) -> None:
-    """Print the answer as it comes. :raises UserError: unless a real completion came back."""
+async def stream_answer(
+    base: str, model: str, question: str, *, session: str = ""
+) -> Mapping[str, str]:
+    """Print the answer as it comes; returns its head.
+
+    :param session: id of the conversation, "" for none.
+    :raises UserError: unless a real completion came back.
+    """
     import aiohttp
 
     body = {
@@ -164,13 +178,15 @@ async def stream_answer(base: str, model: str, question: str) -> None:
         "temperature": 0.2,
     }
     timeout = aiohttp.ClientTimeout(total=_ANSWER_DEADLINE_S)
+    headers = {"X-Session-Id": session} if session else {}
     pieces = []
     done = False
     try:
         async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.post(f"{base}/v1/chat/completions", json=body) as response,
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as client,
+            client.post(f"{base}/v1/chat/completions", json=body) as response,
         ):
+            head = response.headers.copy()
             if response.status != 200:
                 raise UserError(f"the gateway answered {response.status}: {await response.text()}")
             async for line in response.content:
@@ -186,6 +202,7 @@ async def stream_answer(base: str, model: str, question: str) -> None:
     print()
     if not done or not "".join(pieces).strip():
         raise UserError("no real completion came back")
+    return head
 
 
 def _piece(data: bytes) -> str:

@@ -76,11 +76,17 @@ class Box:
         except (aiohttp.ClientError, TimeoutError, KeyError, ValueError):
             return False
 
+    @property
+    def fell(self) -> bool:
+        """It ended, and nobody killed it."""
+        return self.process is not None and self.process.returncode is not None
+
     async def kill(self) -> None:
         """The brain and its gateway; its engines and guards end with them."""
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        await self.process.wait()
+        process, self.process = self.process, None
+        assert process is not None
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -110,8 +116,9 @@ async def until(
     """The first answer. :raises UserError: with the logs' ends, when none came."""
     from meshd.control import NotRunningError
 
+    boxes = tuple(boxes)
     last = time.monotonic() + deadline_s
-    while time.monotonic() < last:
+    while time.monotonic() < last and not any(box.fell for box in boxes):
         with contextlib.suppress(NotRunningError, UserError):
             found = await look()
             if found:
