@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MODEL = "tiny-moe"
 # What a toy loses without some of its experts is more than a large model does. Each request's
-# context takes 3 MiB beside the weights: with so many, all of its experts are too much for one node.
+# context takes 3 MiB beside the weights: so many and all of its experts are too much for one node.
 _MODELS = (
     f"  - {{name: {MODEL}, source: tiny-moe.gguf, context: 1024, slots: 13, split: never, "
     "quality: {min_top1: 0.5}}\n"
