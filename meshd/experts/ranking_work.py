@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,8 +62,16 @@ class RankingWork:
             ranking = await self._count(wish, show)
         else:
             raise WaitingError("another node is to count how often each expert is chosen")
-        await self._thread.run(lambda _: self._shelf.keep(ranking))
+        await self._thread.run(lambda _: self._keep(wish, ranking))
         return ranking
+
+    def _keep(self, wish: RankingWish, ranking: Ranking) -> None:
+        self._shelf.keep(ranking)
+        # What was counted of it piece by piece is of no more use, whoever counted the rest.
+        shutil.rmtree(self._folder(wish, ranking.calibration), ignore_errors=True)
+
+    def _folder(self, wish: RankingWish, calibration: str) -> Path:
+        return self._counting / f"{wish.fingerprint}-{calibration[:16]}"
 
     def _fetch(self, wish: RankingWish, stopped: Callable[[], bool]) -> Ranking:
         experts = self._about(wish).experts
@@ -82,7 +91,7 @@ class RankingWork:
         show(WorkState(WorkStage.RANKING))
         run = self._thread.run
         calibration = await run(lambda _: self._tools.calibration(wish.texts))
-        folder = self._counting / f"{wish.fingerprint}-{calibration[:16]}"
+        folder = self._folder(wish, calibration)
         await run(lambda _: same_model(self._tools, wish.fingerprint, wish.files))
         await run(lambda _: folder.mkdir(parents=True, exist_ok=True))
         about = await run(lambda _: self._about(wish))

@@ -99,15 +99,15 @@ class ShardWork:
         note = await run(lambda _: self._noted(wish))
         known = {figure.text for figure in note.figures}
         lacking = [one for one in samples if one.sha256 not in known]
+        parts = {one.sha256: _nth(show, number, len(samples)) for number, one in enumerate(samples)}
         # All logits first: where another node is to compute some of them, none is measured yet.
         files = [
-            await self._logits.on(wish, about, sample, _nth(show, number, len(lacking)), failures)
-            for number, sample in enumerate(lacking)
+            await self._logits.on(wish, about, sample, parts[sample.sha256], failures)
+            for sample in lacking
         ]
-        for number, (sample, logits) in enumerate(zip(lacking, files, strict=True)):
-            shows = _nth(show, number, len(lacking))
+        for sample, logits in zip(lacking, files, strict=True):
             try:
-                await self._measure(wish, sample, logits, shows)
+                await self._measure(wish, sample, logits, parts[sample.sha256])
             except UserError:
                 if failures:
                     # Once may be bad luck; twice, and they may be what is wrong.
