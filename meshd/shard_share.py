@@ -43,6 +43,14 @@ _STAGES = {
 }
 
 
+_DOING = {
+    WorkStage.FETCHING: "what another node has found out is fetched",
+    WorkStage.WRITING: "it is written",
+    WorkStage.LOGITS: "the whole model answers the texts that it is to be measured by",
+    WorkStage.CERTIFYING: "it is measured",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The shard that this node settled on. :ivar age_s: since it did.
@@ -350,12 +358,12 @@ class _Model:
         states = self.shards.states
         if target is None:
             state = states.get(self.candidate.fingerprint, WorkState(WorkStage.WAITING))
-            return _at(said, state, state.detail or problem)
+            return _at(said, state, problem)
         said = replace(said, key=target.key, experts=target.experts)
         shard = self.shards.shards.get(target.key)
         if shard is None:
             state = states.get(target.key, WorkState(WorkStage.WAITING))
-            return _at(said, state, state.detail or problem)
+            return _at(said, state, problem)
         missed = shortfalls(self.model.quality, shard.measured)
         return replace(
             said,
@@ -402,7 +410,9 @@ class _Model:
         return heard and min((*group.moving, me)) == me
 
 
-def _at(said: ShardRecord, state: WorkState, detail: str) -> ShardRecord:
+def _at(said: ShardRecord, state: WorkState, waits_for: str) -> ShardRecord:
+    waits = waits_for if state.stage is WorkStage.WAITING else ""
+    detail = state.detail or waits or _DOING.get(state.stage, "")
     return replace(
         said,
         stage=_STAGES.get(state.stage, ShardStage.WANTED),

@@ -99,10 +99,10 @@ def _progress(model: ModelStatus, name: str) -> str:
 
 
 def _words(model: ModelStatus) -> str:
-    from meshd.shard_line import quality, shape
+    from meshd.shard_line import shape
 
     assert model.shard is not None
-    return f"{shape(model.shard)}; {quality(model.shard.measured)}"
+    return shape(model.shard)
 
 
 async def _ask(asked: Box, question: str) -> str:
