@@ -23,11 +23,15 @@ Started = Callable[[asyncio.subprocess.Process], None]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """:ivar code: its exit status. :ivar out: the end of what it said, `errors` of its log."""
+    """:ivar code: its exit status. :ivar out: the end of what it said, `errors` of its log.
+
+    :ivar enough: it was ended since nothing more was wanted of it.
+    """
 
     code: int
     out: str
     errors: str
+    enough: bool = False
 
 
 class HungError(Exception):
@@ -45,6 +49,8 @@ async def child(
     """
     # Its own arguments are all that an engine's tool is to go by.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LLAMA_")}
+    # Threads that spin while they wait for one that has no processor take it from what serves.
+    environment["OMP_WAIT_POLICY"] = "passive"
     process = await asyncio.create_subprocess_exec(
         # The kernel ends it when we die, whatever kills us. A sandbox that allows no niceness is
         # no hindrance: it is said, and the run goes on.
@@ -68,21 +74,23 @@ async def child(
 
 async def run_to_end(
     process: asyncio.subprocess.Process,
-    hear: Callable[[str], None],
+    hear: Callable[[str], bool],
     *,
     idle_s: float = IDLE_S,
     silence_s: float = SILENCE_S,
 ) -> Ended:
-    """:param hear: told the whole lines of its standard output as they come, and what follows them.
+    """:param hear: told the lines of its standard output as they come, a last one that is not whole
+        yet once more later; says whether nothing more is wanted.
 
     :raises HungError: it neither says nor computes anything for `idle_s`, or says nothing for
         `silence_s`.
     """
     clock = asyncio.get_running_loop().time
     heard_s = clock()
+    enough = False
 
-    async def read(stream: asyncio.StreamReader | None, tell: Callable[[str], None] | None) -> str:
-        nonlocal heard_s
+    async def read(stream: asyncio.StreamReader | None, tell: Callable[[str], bool] | None) -> str:
+        nonlocal heard_s, enough
         assert stream is not None
         kept = line = b""
         while piece := await stream.read(65536):
@@ -90,7 +98,10 @@ async def run_to_end(
             kept = (kept + piece)[-_KEPT_BYTES:]
             if tell is not None:
                 line = (line + piece)[-_KEPT_BYTES:]
-                tell(line.decode(errors="replace"))
+                if not enough and tell(line.decode(errors="replace")):
+                    enough = True
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
                 line = line.rpartition(b"\n")[2]
         return kept.decode(errors="replace")
 
@@ -108,14 +119,16 @@ async def run_to_end(
         both.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await both
-    return Ended(await process.wait(), out, errors)
+    return Ended(await process.wait(), out, errors, enough)
 
 
 def complaint(ended: Ended) -> str:
     """What a tool of the engine said went wrong, in one line."""
     lines = [line.strip() for line in ended.errors.splitlines() if line.strip()]
-    errors = [line for line in lines if " E " in line or "error" in line.lower()]
-    return f"exit {ended.code}: {(errors or lines or ['no message'])[-1][:200]}"
+    errors = [said for line in lines if (said := line.partition(" E ")[2])]
+    # What comes after the first is what could not be done then.
+    said = errors[0] if errors else (lines or ["no message"])[-1]
+    return f"exit {ended.code}: {said[:200]}"
 
 
 def _computed(pid: int) -> int:
