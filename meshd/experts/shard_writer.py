@@ -205,10 +205,13 @@ class _Job:
                 so_far = self._hashing.submit(lambda: self._digest.copy().hexdigest())
                 synced = self._syncing.submit(self._checkpoint, done, so_far)
             self._progress(done, self._layout.size_bytes)
+        # The rest goes to the disk while the last blocks are hashed.
+        rest = self._syncing.submit(os.fdatasync, self._output)
         for future in hashed:
             future.result()
         if synced is not None:
             synced.result()
+        rest.result()
 
     def _may_go_on(self) -> None:
         if self._stopped():

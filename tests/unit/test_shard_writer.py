@@ -76,7 +76,7 @@ def keys_of(path: str | Path) -> dict[str, bytes]:
     return {
         name: b"".join(part.tobytes() for part in field.parts)
         for name, field in GGUFReader(path).fields.items()
-        if not name.startswith(("GGUF.", "split."))
+        if not name.startswith("GGUF.")
     }
 
 
@@ -137,9 +137,12 @@ def test_keys_stay_byte_for_byte(files: int, tmp_path: Path) -> None:
     ids = (1, 3, 4, 6)
     target = cut(parts, (ids, ids), tmp_path / "s.gguf").path
     before, after = keys_of(parts[0]), keys_of(target)
+    split = {name for name in before if name.startswith("split.")}
+    before = {name: value for name, value in before.items() if name not in split}
     own = {name: after.pop(name) for name in list(after) if name.startswith("meshd.shard.")}
     changed = {name for name in before if after[name] != before[name]}
     assert set(after) == set(before)
+    assert files == len({"split.no", "split.count", "split.tensors.count"} & split)
     assert changed == {"qwen3moe.expert_count", "qwen3moe.expert_used_count"}
     assert set(own) == {f"meshd.shard.{one}" for one in ("format", "source", "experts_all", "kept")}
     reader = GGUFReader(target)
@@ -349,6 +352,15 @@ def test_other_experts_of_the_same_name_begin_anew(model: tuple[str, ...], tmp_p
     other = ((0, 1, 2, 3, 4),) * 2
     cut(model, other, target)
     same_but_for_the_cut(model, other, target)
+
+
+@pytest.mark.usefixtures("fine")
+def test_nothing_stays_of_a_larger_one(model: tuple[str, ...], tmp_path: Path) -> None:
+    target = tmp_path / "s.gguf"
+    stop_at(model, target, 0.95)
+    few = ((0, 1),) * 2
+    cut(model, few, target)
+    same_but_for_the_cut(model, few, target)
 
 
 @pytest.mark.usefixtures("fine")
