@@ -1,8 +1,8 @@
 """What a shard was measured to lose: a small JSON file beside it.
 
-It holds for the shard's file and for the texts, both by SHA-256, and is measured anew for others. Not
-for another build of the engine: builds differ in rounding only (docs/experts.md has figures), and an
-update of a package must not cost hours on every node.
+It holds for the shard's file and for the texts, both by SHA-256, and is measured anew for others.
+Not for another build of the engine: builds differ in rounding only (docs/experts.md has figures),
+and an update of a package must not cost hours on every node.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ SCORED = CHUNK_TOKENS - 1 - CHUNK_TOKENS // 2
 # docs/experts.md argues for it: 0.9 GB at a vocabulary of 150 000.
 TOKENS = 12 * CHUNK_TOKENS
 VOCABULARY_MAX = 1 << 22
+# llama-perplexity wants two at least, and so do we: the last does not count.
+_CHUNKS_MIN = 2
 _CHUNKS_MAX = 1 << 20
 
 _HEADER = struct.Struct("<8siii")
@@ -62,6 +64,13 @@ class Header:
     chunks: int
 
     @property
+    def counted(self) -> int:
+        """Chunks that a measurement counts: not the last, whose row may remain unsaid (see
+        `perplexity_output`).
+        """
+        return self.chunks - 1
+
+    @property
     def begin_bytes(self) -> int:
         """Header and the text's tokens."""
         return HEADER_BYTES + 4 * CHUNK_TOKENS * self.chunks
@@ -86,7 +95,7 @@ def logits_bytes(vocabulary: int, tokens: int = TOKENS) -> int:
 
 
 def chunks_of(tokens: int) -> int:
-    return max(1, tokens // CHUNK_TOKENS)
+    return max(_CHUNKS_MIN, tokens // CHUNK_TOKENS)
 
 
 def read_header(begin: bytes) -> Header:
@@ -99,7 +108,7 @@ def read_header(begin: bytes) -> Header:
         raise LogitsError("these are no logits")
     if chunk_tokens != CHUNK_TOKENS:
         raise LogitsError(f"they are of chunks of {chunk_tokens} tokens, not {CHUNK_TOKENS}")
-    if not 0 < vocabulary <= VOCABULARY_MAX or not 0 < chunks <= _CHUNKS_MAX:
+    if not 0 < vocabulary <= VOCABULARY_MAX or not _CHUNKS_MIN <= chunks <= _CHUNKS_MAX:
         raise LogitsError(f"{chunks} chunks of {vocabulary} tokens cannot be")
     return Header(vocabulary, chunks)
 

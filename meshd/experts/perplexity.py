@@ -18,13 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import structlog
-
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.experts import logits_file, tool_child
 from meshd.experts.logits_file import CHUNK_TOKENS, HEADER_BYTES, TOKENS, LogitsError, chunks_of
-from meshd.experts.perplexity_output import LostError, MeasureError, fidelity, last_chunk
+from meshd.experts.perplexity_output import MeasureError, fidelity, last_chunk, told
 from meshd.experts.stoppable_thread import StoppableThread
 from meshd.experts.tool_child import Ended, HungError, Started
 from meshd.files import sync_folder
@@ -32,19 +30,16 @@ from meshd.models.gguf_facts import read_facts
 from meshd.quality import Fidelity
 from meshd.units.dialect import Dialect
 
-_log = structlog.get_logger(__name__)
-
 __all__ = ["TOOL", "MeasureError", "measure", "save_logits"]
 
 TOOL = "llama-perplexity"
-# All weights are read once a micro-batch, which is why it has as many chunks as there is room for:
-# the engine makes room for a row of logits for each of its tokens.
-_BATCH_TOKENS = 4 * CHUNK_TOKENS
+# All weights are read once a micro-batch. The whole model may not fit in memory, so it has as many
+# chunks as there is room for: the engine makes room for a row of logits for each of its tokens.
+_BATCH_CHUNKS = 4
 _ROOM_BYTES = 1_300_000_000
 # In which the tool is to have read and cut a text into tokens; it may have to read a model first.
 _TOKENS_S = 3600.0
 _HELP_S = 60.0
-_TRIES = 3
 # So much it writes before it finds that a text has too few tokens.
 _BEFORE_TEXT_BYTES = 12
 _TOO_SHORT = re.compile(r"tokenizes to only (\d+) tokens")
@@ -75,11 +70,11 @@ async def save_logits(
     :raises MeasureError: it failed, or did nothing for too long.
     :raises OSError: the target cannot be written.
     """
-    vocabulary = await asyncio.to_thread(_vocabulary, model)
+    batch_tokens = await asyncio.to_thread(_batch_tokens, model, chunks_of(tokens))
     tool = await _tool(build, niceness, started)
     chunks = chunks_of(tokens)
     with _part_of(target) as part:
-        words = tool.words(model, vocabulary, chunks, ("--file", text), (_BASE, part))
+        words = tool.words(model, batch_tokens, chunks, ("--file", text), (_BASE, part))
         ended = await tool.run(words, _rising(progress, chunks))
         if part.stat().st_size == _BEFORE_TEXT_BYTES:
             raise _too_short(text, ended)
@@ -117,23 +112,16 @@ async def measure(
         _, begin = await asyncio.to_thread(logits_file.begin_of, logits)
     except (LogitsError, OSError) as error:
         raise MeasureError(f"{logits}: {error}") from error
-    vocabulary = await asyncio.to_thread(_vocabulary, model)
-    ours = await tool.begin(model, text, vocabulary, chunks_of(tokens))
+    ours = await tool.begin(model, text, chunks_of(tokens))
     if begin != ours:
         raise MeasureError(f"{logits}: {_difference(begin, ours)}")
-    chunks = header.chunks
-    words = tool.words(model, vocabulary, chunks, ("--kl-divergence", ""), (_BASE, logits))
-    hear = _rising(progress, chunks)
-    for tries in range(_TRIES):
-        ended = await tool.run(words, hear)
-        try:
-            return fidelity(ended.out, domain, chunks)
-        except LostError as error:
-            lost = error
-            _log.info("a measurement's end is missing", why=str(error), tries=tries + 1)
-        except MeasureError as error:
-            raise MeasureError(f"{model.name}: {error}") from error
-    raise MeasureError(f"{model.name}: {lost}; {tool_child.complaint(ended)}") from lost
+    chunks = header.counted
+    words = tool.words(model, CHUNK_TOKENS, header.chunks, ("--kl-divergence", ""), (_BASE, logits))
+    ended = await tool.run(words, _rising(progress, chunks), lambda said: told(said, chunks))
+    try:
+        return fidelity(ended.out, domain, chunks)
+    except MeasureError as error:
+        raise MeasureError(f"{model.name}: {error}; {tool_child.complaint(ended)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +134,13 @@ class _Tool:
     started: Started
 
     def words(
-        self, model: Path, vocabulary: int, chunks: int, *more: tuple[str, Path | str]
+        self, model: Path, batch_tokens: int, chunks: int, *more: tuple[str, Path | str]
     ) -> tuple[str, ...]:
-        """:param more: what to do with it. :raises MeasureError: it cannot be told so."""
-        room = max(CHUNK_TOKENS, _ROOM_BYTES // (4 * vocabulary) // CHUNK_TOKENS * CHUNK_TOKENS)
-        batch = str(min(_BATCH_TOKENS, chunks * CHUNK_TOKENS, room))
+        """:param batch_tokens: for which all weights are read once.
+
+        :param more: what to do with it. :raises MeasureError: it cannot be told so.
+        """
+        batch = str(batch_tokens)
         threads = str(len(os.sched_getaffinity(0)))
         needed = (
             ("--model", model),
@@ -180,22 +170,35 @@ class _Tool:
             words += (name, str(value)) if option.values else (name,)
         return tuple(words)
 
-    async def run(self, words: tuple[str, ...], hear: Callable[[str], None]) -> Ended:
-        """:raises MeasureError: it failed, or did nothing for too long."""
+    async def run(
+        self,
+        words: tuple[str, ...],
+        hear: Callable[[str], None],
+        enough: Callable[[str], bool] = lambda _: False,
+    ) -> Ended:
+        """:param enough: whether what it said is all that is wanted.
+
+        :raises MeasureError: it failed, or did nothing for too long.
+        """
+
+        def listen(said: str) -> bool:
+            hear(said)
+            return enough(said)
+
         try:
             async with tool_child.child(
                 self.path, *words, niceness=self.niceness, started=self.started
             ) as process:
-                ended = await tool_child.run_to_end(process, hear)
+                ended = await tool_child.run_to_end(process, listen)
         except HungError as error:
             raise MeasureError(f"{TOOL} did nothing for too long") from error
         except OSError as error:
             raise MeasureError(f"{self.path}: {error.strerror or error}") from error
-        if ended.code != 0:
+        if ended.code != 0 and not ended.enough:
             raise MeasureError(f"{TOOL}: {tool_child.complaint(ended)}")
         return ended
 
-    async def begin(self, model: Path, text: Path, vocabulary: int, chunks: int) -> bytes:
+    async def begin(self, model: Path, text: Path, chunks: int) -> bytes:
         """How logits of this text would begin, with this model's tokens.
 
         The tool itself says it, before it computes anything: no other cuts a text exactly so. It
@@ -211,7 +214,7 @@ class _Tool:
         )
         pipe = Path(f"/proc/self/fd/{sending}")
         try:
-            words = self.words(model, vocabulary, chunks, ("--file", text), (_BASE, pipe))
+            words = self.words(model, CHUNK_TOKENS, chunks, ("--file", text), (_BASE, pipe))
             async with tool_child.child(
                 *(self.path, *words),
                 niceness=self.niceness,
@@ -221,7 +224,7 @@ class _Tool:
                 os.close(sending)
                 sending = -1
                 ending = asyncio.create_task(
-                    tool_child.run_to_end(process, lambda _: None, silence_s=_TOKENS_S)
+                    tool_child.run_to_end(process, lambda _: False, silence_s=_TOKENS_S)
                 )
                 begun = asyncio.create_task(_begin(reader))
                 try:
@@ -272,7 +275,7 @@ async def _tool(build: EngineBuild, niceness: int, started: Started) -> _Tool:
         async with tool_child.child(
             *(binary.path, "--help"), niceness=0, started=_nobody
         ) as process:
-            ended = await tool_child.run_to_end(process, lambda _: None, silence_s=_HELP_S)
+            ended = await tool_child.run_to_end(process, lambda _: False, silence_s=_HELP_S)
         return _Tool(binary.path, Dialect.from_help(ended.out, build=TOOL), niceness, started)
     except (HungError, UserError) as error:
         raise MeasureError(f"{TOOL} --help says nothing of use") from error
@@ -313,12 +316,14 @@ def _rising(progress: Callable[[float], None], chunks: int) -> Callable[[str], N
     return hear
 
 
-def _vocabulary(model: Path) -> int:
+def _batch_tokens(model: Path, chunks: int) -> int:
     """:raises MeasureError: the model cannot be read."""
     try:
-        return max(1, read_facts(model).vocabulary_size)
+        row_bytes = 4 * max(1, read_facts(model).vocabulary_size)
     except UserError as error:
         raise MeasureError(error.message, hint=error.hint) from error
+    room = max(1, _ROOM_BYTES // row_bytes // CHUNK_TOKENS)
+    return CHUNK_TOKENS * min(_BATCH_CHUNKS, chunks, room)
 
 
 @contextlib.contextmanager
