@@ -197,7 +197,8 @@ def _parse(head: str, description: list[str]) -> Option:
         if not found.group(2):
             break
     hint = _hint(head, end)
-    rest = head[_DESCRIPTION_COLUMN:] if head[:_DESCRIPTION_COLUMN].endswith(" ") else ""
+    described = head[:_DESCRIPTION_COLUMN].endswith(" ") and not (hint and _meet(end))
+    rest = head[_DESCRIPTION_COLUMN:] if described else ""
     text = " ".join(part for part in (rest.strip(), *description) if part)
     removed = text.partition(_REMOVED)[2].lstrip(". ").partition(" (env")[0]
     return Option(
@@ -210,10 +211,18 @@ def _parse(head: str, description: list[str]) -> Option:
 
 
 def _hint(head: str, end: int) -> str:
-    # One space parts the names from the hint, except where the description happens to start there.
-    if end + 1 == _DESCRIPTION_COLUMN or not re.match(r" \S", head[end:]):
+    # One space parts the names from the hint, except where the description happens to start there;
+    # then a lone placeholder is a hint all the same, and the description on the next line.
+    if _meet(end) and not re.fullmatch(r" [A-Z][A-Z0-9_]*", head[end:]):
+        return ""
+    if not re.match(r" \S", head[end:]):
         return ""
     return re.split(r"\s{2,}", head[end:].strip(), maxsplit=1)[0]
+
+
+def _meet(end: int) -> bool:
+    """Whether names that end there leave one space before the description's column."""
+    return end + 1 == _DESCRIPTION_COLUMN
 
 
 def _count(hint: str) -> int:

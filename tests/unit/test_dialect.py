@@ -120,6 +120,20 @@ def test_how_many_values_follow(name: str, values: int) -> None:
     assert dialect("llama-server-0.7.0").options[name].values == values
 
 
+def test_a_hint_that_begins_in_the_descriptions_column() -> None:
+    text = """
+--model FNAME                           model path to load
+--save-all-logits, --kl-divergence-base FNAME
+                                        set logits file
+--models-autoload, --no-models-autoload automatically load models
+"""
+    options = Dialect.from_help(text).options
+    base = options["--kl-divergence-base"]
+    assert (base.values, base.description) == (1, "set logits file")
+    autoload = options["--no-models-autoload"]
+    assert (autoload.values, autoload.description) == (0, "automatically load models")
+
+
 def test_a_flag_that_was_removed_is_refused_with_upstreams_advice() -> None:
     with pytest.raises(UnknownFlag, match=r"--draft-max: removed .*use --spec-draft-n-max"):
         dialect("llama-server-0.7.0").check(("--draft-max", "8"))
