@@ -212,6 +212,8 @@ async def test_a_count_that_is_given_up_leaves_no_child(
 ) -> None:
     async with running(count, texts) as task:
         (child,) = children(os.getpid())
+        # So that it cannot be done by itself before anybody looks.
+        os.kill(child, signal.SIGSTOP)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
