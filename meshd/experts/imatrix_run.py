@@ -97,10 +97,12 @@ async def program(
         raise RankingError(f"this engine has no {IMATRIX}")
     said = bytearray()
     code = await _run((binary.path, "--help"), said.extend, _HELP_S, ignored)
+    if code != 0:
+        raise RankingError(f"{IMATRIX} --help: exit {code}: {_complaint(bytes(said))}")
     try:
         dialect = Dialect.from_help(said.decode(errors="replace"), build=IMATRIX)
     except UserError as error:
-        raise RankingError(f"{IMATRIX} --help: exit {code}: {error}") from error
+        raise RankingError(f"{IMATRIX} --help: {error}") from error
     return Program(binary.path, dialect, niceness, silence_s, started)
 
 

@@ -276,6 +276,8 @@ async def _tool(build: EngineBuild, niceness: int, started: Started) -> _Tool:
             *(binary.path, "--help"), niceness=0, started=_nobody
         ) as process:
             ended = await tool_child.run_to_end(process, lambda _: False, silence_s=_HELP_S)
+        if ended.code != 0:
+            raise MeasureError(f"{TOOL} --help: {tool_child.complaint(ended)}")
         return _Tool(binary.path, Dialect.from_help(ended.out, build=TOOL), niceness, started)
     except (HungError, UserError) as error:
         raise MeasureError(f"{TOOL} --help says nothing of use") from error

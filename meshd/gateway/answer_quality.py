@@ -11,7 +11,15 @@ from multidict import CIMultiDictProxy, MultiMapping
 
 from meshd.gateway import headers
 from meshd.gateway.routes import Route, Target
-from meshd.quality import Budget, parse, quality_of, shortfalls, worst
+from meshd.quality import (
+    Budget,
+    parse,
+    quality_of,
+    rounded_down,
+    rounded_up,
+    shortfalls,
+    worst,
+)
 
 EXACT = "exact"
 SHARD = "shard"
@@ -40,9 +48,9 @@ def quality_said(target: Target) -> str:
     if target.experts and target.experts_all:
         parts.append(f"experts={target.experts}/{target.experts_all}")
     if (least := worst(target.measured)) is not None:
-        parts.append(f"top1={least.top1:.3f}")
-        parts.append(f"perplexity={least.perplexity_ratio:.3f}")
-        parts.append(f"kl={least.kl:.3f}")
+        parts.append(f"top1={rounded_down(least.top1, 3):.3f}")
+        parts.append(f"perplexity={rounded_up(least.perplexity_ratio, 3):.3f}")
+        parts.append(f"kl={rounded_up(least.kl, 3):.3f}")
     return "; ".join(parts)
 
 

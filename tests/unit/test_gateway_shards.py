@@ -322,6 +322,9 @@ def test_what_an_answer_says_of_its_quality() -> None:
     mixed = (Fidelity("prose", 0.9, 1.0, 0.2), Fidelity("code", 0.8, 1.2, 0.1))
     worst = quality_said(replace(shard(1), measured=mixed, experts=0))
     assert worst == "shard; top1=0.800; perplexity=1.200; kl=0.200"
+    # Rounded to the worse side: who asks for what is said gets it.
+    close = quality_said(shard(1, 0.9627, 1.0301, 0.0401))
+    assert close.endswith("top1=0.962; perplexity=1.031; kl=0.041")
     assert quality_said(replace(shard(1), measured=(), experts=0)) == "shard"
     assert [word(one) for one in (said, "exact", "shardlike", "")] == ["shard", "exact", "", ""]
 
