@@ -28,7 +28,8 @@ from meshd.planner.replicas import place_replicas
 from meshd.planner.view import NodeView
 from meshd.planner.wishes import Wanted, wanted
 from meshd.quality import quality_of
-from meshd.shard_share import Shards, ShardWant, as_the_mesh_asks, other_shards, with_shards
+from meshd.shard_share import as_the_mesh_asks, other_shards, with_shards
+from meshd.shard_wants import Shards, ShardWant
 from meshd.split_room import rooms_beside
 from meshd.split_share import (
     Splits,

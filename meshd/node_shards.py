@@ -16,7 +16,7 @@ from meshd.experts.wish import Holder, RankingWish, ShardWish, Text, Workshop, W
 from meshd.mesh.view import MeshView
 from meshd.mesh_routes import Ways
 from meshd.pipeline import Proposal
-from meshd.shard_share import Shards, ShardWant, Target
+from meshd.shard_wants import Shards, ShardWant, Target
 
 Calibration = tuple[tuple[str, str], ...]
 
@@ -90,6 +90,7 @@ class NodeShards:
             shards=self._workshop.shards(),
             states=states,
             logits=self._workshop.logits(),
+            looked=self._workshop.looked,
             targets=self._settled.targets(self._clock()),
         )
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from meshd.mesh_routes import Ways
 from meshd.pipeline import Proposal
-from meshd.shard_share import Shards
+from meshd.shard_wants import Shards
 
 
 class ShardPort(Protocol):

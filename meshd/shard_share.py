@@ -7,7 +7,7 @@ for it, what it says of that to the others, and whether it serves from one now.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from meshd.config.settings import Config, ModelSettings, Role
 from meshd.experts.ranking import Ranking, Selection
@@ -19,7 +19,7 @@ from meshd.models.facts import GgufFacts
 from meshd.planner.lenders import own_paces
 from meshd.planner.pace import Pace
 from meshd.planner.place import budgets_for, budgets_of
-from meshd.planner.plan import Code, Decision, Reason
+from meshd.planner.plan import Code, Decision, Reason, ShardUse
 from meshd.planner.reshard import Keep, Times, next_selection
 from meshd.planner.shard_capacity import capacity
 from meshd.planner.shard_group import Exact, Group, fastest_exact, group_of
@@ -28,94 +28,11 @@ from meshd.planner.shard_plan import ShardPlan, shard_plan
 from meshd.planner.view import Candidate, NodeView
 from meshd.planner.wishes import Wanted
 from meshd.quality import quality_of, shortfalls
+from meshd.shard_stage import measured, under_way, words
+from meshd.shard_wants import Shards, ShardShare, ShardWant, Target
 
-_DETAIL = 300
 # Before work begins that only pays when everybody stays.
 BEGIN_CALM_S = 10.0
-
-_STAGES = {
-    WorkStage.RANKING: ShardStage.RANKING,
-    WorkStage.FETCHING: ShardStage.MAKING,
-    WorkStage.WRITING: ShardStage.MAKING,
-    WorkStage.LOGITS: ShardStage.MAKING,
-    WorkStage.CERTIFYING: ShardStage.MAKING,
-    WorkStage.FAILED: ShardStage.REFUSED,
-}
-
-
-_DOING = {
-    WorkStage.FETCHING: "what another node has found out is fetched",
-    WorkStage.WRITING: "it is written",
-    WorkStage.LOGITS: "the whole model answers the texts that it is to be measured by",
-    WorkStage.CERTIFYING: "it is measured",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The shard that this node settled on. :ivar age_s: since it did.
-
-    :ivar others: what other nodes were to have, when that was last known.
-    """
-
-    key: str
-    selection: Selection
-    experts: int
-    others: Mapping[str, Selection] = field(default_factory=dict)
-    age_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Shards:
-    """What a node knows of its shards when a pass begins.
-
-    :ivar rankings: by fingerprint. :ivar shards: that lie here, by key.
-    :ivar states: of rankings by fingerprint, of shards by key.
-    :ivar logits: fingerprints of models whose logits are here.
-    :ivar targets: by model.
-    :ivar problem: why this node can make none, "" where it can.
-    """
-
-    rankings: Mapping[str, Ranking] = field(default_factory=dict)
-    shards: Mapping[str, Shard] = field(default_factory=dict)
-    states: Mapping[str, WorkState] = field(default_factory=dict)
-    logits: frozenset[str] = frozenset()
-    targets: Mapping[str, Target] = field(default_factory=dict)
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWant:
-    """What is to be made for one model.
-
-    :ivar ranking: digest of the one that the mesh settled on, "" while there is none.
-    :ivar works: this node counts, and computes logits, where nobody has done so.
-    :ivar ranking_holders: nodes to ask for it, ``logits_holders`` for the whole model's logits.
-    :ivar target: None while that is not known. :ivar serves: key of the shard that serves now.
-    """
-
-    model: str
-    fingerprint: str
-    files: tuple[str, ...]
-    calibration: tuple[tuple[str, str], ...]
-    ranking: str
-    works: bool
-    ranking_holders: tuple[str, ...] = ()
-    logits_holders: tuple[str, ...] = ()
-    target: Target | None = None
-    serves: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardShare:
-    """:ivar decisions: those that were given, some of them from shards now.
-
-    :ivar records: this node's part, by model; ``wants`` what it should make.
-    """
-
-    decisions: tuple[Decision, ...]
-    records: tuple[ShardRecord, ...] = ()
-    wants: tuple[ShardWant, ...] = ()
 
 
 def with_shards(
@@ -181,6 +98,9 @@ class _Model:
         running = self.running
         if running is None or running.shard is None:
             return None
+        if not self.shards.looked:
+            # A brain that is new goes by what the engine was started with.
+            return _as_started(running.shard, self.candidate.fingerprint)
         return self.shards.shards.get(running.shard.key)
 
     def share(
@@ -234,7 +154,7 @@ class _Model:
             code = Code.BEING_MADE if said.ranking else Code.NO_RANKING
             if said.stage is ShardStage.REFUSED:
                 code = Code.BELOW_QUALITY
-            made = without_shard(made, Reason(code, _words(said)), fit.tokens_s)
+            made = without_shard(made, Reason(code, words(said)), fit.tokens_s)
         return made, said, want
 
     # -- inside ---------------------------------------------------------------------------------
@@ -288,6 +208,8 @@ class _Model:
         self, group: Group, room: int, calm_s: float, *, calm: bool
     ) -> tuple[Target | None, str]:
         """The shard to have, and why there is none."""
+        if not self.shards.looked:
+            return None, "what lies on this node's disk is looked at"
         now = self.shards.targets.get(self.model.name)
         serves = self.serves
         if now is None and serves is not None:
@@ -358,20 +280,13 @@ class _Model:
         states = self.shards.states
         if target is None:
             state = states.get(self.candidate.fingerprint, WorkState(WorkStage.WAITING))
-            return _at(said, state, problem)
+            return under_way(said, state, problem)
         said = replace(said, key=target.key, experts=target.experts)
         shard = self.shards.shards.get(target.key)
         if shard is None:
             state = states.get(target.key, WorkState(WorkStage.WAITING))
-            return _at(said, state, problem)
-        missed = shortfalls(self.model.quality, shard.measured)
-        return replace(
-            said,
-            stage=ShardStage.REFUSED if missed else ShardStage.READY,
-            mass=round(shard.mass, 3),
-            detail="; ".join(missed)[:_DETAIL],
-            measured=shard.measured,
-        )
+            return under_way(said, state, problem)
+        return measured(said, shard, self.model.quality)
 
     def _served(
         self,
@@ -410,30 +325,21 @@ class _Model:
         return heard and min((*group.moving, me)) == me
 
 
-def _at(said: ShardRecord, state: WorkState, waits_for: str) -> ShardRecord:
-    waits = waits_for if state.stage is WorkStage.WAITING else ""
-    detail = state.detail or waits or _DOING.get(state.stage, "")
-    return replace(
-        said,
-        stage=_STAGES.get(state.stage, ShardStage.WANTED),
-        progress=round(min(1.0, max(0.0, state.progress)), 1),
-        detail=detail[:_DETAIL],
+def _as_started(use: ShardUse, fingerprint: str) -> Shard:
+    return Shard(
+        key=use.key,
+        fingerprint=fingerprint,
+        path=use.path,
+        size_bytes=0,
+        sha256="",
+        ranking="",
+        experts=use.experts,
+        experts_all=use.experts_all,
+        selection=(),
+        mass=use.mass,
+        least_mass=0.0,
+        measured=use.measured,
     )
-
-
-def _words(said: ShardRecord) -> str:
-    if said.stage is ShardStage.READY:
-        return "its shard is ready"
-    text = {
-        ShardStage.WANTED: "its shard waits",
-        ShardStage.RANKING: "its experts are counted",
-        ShardStage.MAKING: "its shard is made",
-        ShardStage.REFUSED: "its shard cannot serve",
-        ShardStage.READY: "its shard is ready",
-    }[said.stage]
-    if said.progress:
-        text += f", {said.progress:.0%}"
-    return f"{text}: {said.detail}" if said.detail else text
 
 
 def as_the_mesh_asks(

@@ -128,6 +128,11 @@ class Workshop(Protocol):
         """:param in_use: keys of shards that engines read, which are not to be removed."""
         ...
 
+    @property
+    def looked(self) -> bool:
+        """Whether it has found what earlier lives left: not before something is wished."""
+        ...
+
     def rankings(self) -> Mapping[str, Ranking]:
         """Those that are here, by fingerprint."""
         ...

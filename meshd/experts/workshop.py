@@ -138,6 +138,10 @@ class NodeWorkshop:
         if news:
             self._news.set()
 
+    @property
+    def looked(self) -> bool:
+        return self._opened
+
     def rankings(self) -> Mapping[str, Ranking]:
         return self._rankings
 

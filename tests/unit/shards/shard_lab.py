@@ -14,7 +14,7 @@ from meshd.node_shards import Settled, ranking_wish, shard_wish
 from meshd.pipeline import Proposal
 from meshd.planner.view import Candidate
 from meshd.quality import Budget, Fidelity
-from meshd.shard_share import Shards
+from meshd.shard_wants import Shards
 from tests.unit.planner_shards.rankings import falling
 from tests.unit.splits.split_lab import Box, SplitLab, observation
 from tests.unit.worlds import MIB, facts, hardware, wants
@@ -49,8 +49,11 @@ class LabWorkshop:
     counted: int = 0
     broken: str = ""
     in_use: frozenset[str] = frozenset()
+    looked: bool = True
 
     def now(self) -> Shards:
+        if not self.looked:
+            return Shards(looked=False)
         return Shards(
             dict(self.found),
             dict(self.made),
@@ -63,6 +66,7 @@ class LabWorkshop:
         share = proposal.share
         assert share is not None
         self.settled.look(share.shard_wants, self.lab.now_s)
+        self.looked = self.looked or bool(share.shard_wants)
         self.states = {}
         self.in_use = frozenset(want.serves for want in share.shard_wants)
         for want in share.shard_wants:

@@ -207,7 +207,7 @@ def test_a_node_that_restarts_keeps_its_shard(lab: SplitLab) -> None:
     pids = {name: one.pid for name, one in box.processes.items()}
     old = workshops(lab)["bob"]
     box.born_again()
-    box.shards = replace(old, settled=type(old.settled)(), began={})
+    box.shards = replace(old, settled=type(old.settled)(), began={}, looked=False)
     lab.step_s = 4.0
     lab.run(PAUSE_S + CALM_S)
     assert serving(lab) == before

@@ -23,7 +23,7 @@ from meshd.pipeline import Observation, Proposal
 from meshd.planner.lent import Lent
 from meshd.planner.view import Candidate, Running
 from meshd.seeding.wish import SeedStage, SeedState
-from meshd.shard_share import Shards
+from meshd.shard_wants import Shards
 from meshd.split_share import Splits, addresses_of
 from meshd.split_watch import SplitWatch
 from meshd.units.render import render_dropin
