@@ -113,7 +113,7 @@ async def measure(
     except (LogitsError, OSError) as error:
         raise MeasureError(f"{logits}: {error}") from error
     ours = await tool.begin(model, text, chunks_of(tokens))
-    if False:
+    if begin != ours:
         raise MeasureError(f"{logits}: {_difference(begin, ours)}")
     chunks = header.counted
     words = tool.words(model, CHUNK_TOKENS, header.chunks, ("--kl-divergence", ""), (_BASE, logits))
@@ -340,7 +340,7 @@ def _part_of(target: Path) -> Iterator[Path]:
     try:
         yield Path(name)
     finally:
-        pass
+        Path(name).unlink(missing_ok=True)
 
 
 def _rename(part: Path, target: Path) -> None:
