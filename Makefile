@@ -6,7 +6,8 @@ PYTHON := $(VENV)/bin/python
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
 .PHONY: help demo test test-unit test-wire test-lab lint sim engine config bench-memory \
-	bench-mesh bench-gateway bench-routing bench-plan bench-clients bench-split bench-guard clean
+	bench-mesh bench-gateway bench-routing bench-plan bench-clients bench-split bench-guard \
+	bench-experts clean
 
 help:
 	@echo "make demo          start a node here and chat with it (ARGS=--once to end by itself)"
@@ -28,6 +29,7 @@ help:
 	@echo "make bench-split   predicted against real speed of splits, over links with delay (4 min)"
 	@echo "make bench-guard   what the guards of a split cost, and rude callers at their door (2 min)"
 	@echo "make bench-load    loads of a split with a seeded tensor cache and without, 2 minutes"
+	@echo "make bench-experts what shards of a mixture of experts keep, by how they are chosen (6 min)"
 	@echo "make bench-memory  predicted against real memory, docs/memory.md"
 
 demo: $(VENV)/.base
@@ -93,6 +95,9 @@ $(VENV)/.base: pyproject.toml tools/bootstrap
 $(VENV)/.dev: pyproject.toml tools/bootstrap
 	@tools/bootstrap $(VENV) '.[dev]'
 	@touch $@ $(VENV)/.base
+
+bench-experts: $(VENV)/.dev engine
+	@$(PYTHON) -m tools.bench_experts $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache

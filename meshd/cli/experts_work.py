@@ -137,12 +137,19 @@ def _comparable(file: Path, against: Path) -> int:
     shard, whole = read_facts(file), read_facts(against)
     if shard.vocabulary_sha256 != whole.vocabulary_sha256:
         raise UserError(f"{file}: its tokens are not those of {against}")
-    _, headers = read_headers(file)
-    source = headers[0].metadata.get(shard_mark.SOURCE)
+    if _source(against) is not None:
+        raise UserError(f"{against}: it is itself a shard", hint="name the whole model")
+    source = _source(file)
     content = fingerprint([Path(one) for one in whole.files])
     if source is not None and source != content:
         raise UserError(f"{file}: it is a shard of another model ({source}), not of {against}")
     return whole.vocabulary_size
+
+
+def _source(file: Path) -> object:
+    """Fingerprint of the model that it is a shard of, None of a whole one."""
+    _, headers = read_headers(file)
+    return headers[0].metadata.get(shard_mark.SOURCE)
 
 
 async def _measured(
