@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,66 +63,57 @@ def said(engine: Place, *words: str | Path) -> str:
     return done.stdout
 
 
-def greedy(engine: Place, model: Path, tokens: int = 64) -> str:
-    text = said(
-        engine, "llama-completion", "--model", model, "--prompt", PROMPT, "--predict", str(tokens),
-        "--temp", "0", "--threads", "1", "--no-warmup", "-no-cnv", "--ignore-eos",
-        "--device", "none", "--ctx-size", "256",
-    )  # fmt: skip
-    assert text.strip().startswith(PROMPT)
-    return text
+async def greedy(engine: Place, model: Path, tokens: int = 64) -> str:
+    """By llama-server: llama-completion loses the end of what it says one time in thirty."""
+    server = engine.binary(SERVER)
+    assert server is not None
+    body = {"prompt": PROMPT, "n_predict": tokens, "temperature": 0, "ignore_eos": True}
+    options = ("--model", str(model), "--ctx-size", "1024", "--device", "none")
+    with tempfile.TemporaryDirectory() as folder:
+        async with llama(server, Path(folder) / "engine.sock", options) as running:
+            answer = json.loads(await running.post("/completion", json.dumps(body).encode()))
+    assert answer["tokens_predicted"] == tokens
+    return str(answer["content"])
 
 
-@pytest.fixture(scope="module")
-def whole(engine: Place) -> str:
-    return greedy(engine, MODEL)
+_WHOLE: list[str] = []
 
 
-def test_with_all_experts_it_says_the_same(engine: Place, whole: str, tmp_path: Path) -> None:
+@pytest.fixture
+async def whole(engine: Place) -> str:
+    """What the whole model says."""
+    if not _WHOLE:
+        _WHOLE.append(await greedy(engine, MODEL))
+    return _WHOLE[0]
+
+
+async def test_with_all_experts_it_says_the_same(engine: Place, whole: str, tmp_path: Path) -> None:
     assert len(whole) > 100
-    assert greedy(engine, cut([MODEL], ALL, tmp_path / "all.gguf").path) == whole
+    assert await greedy(engine, cut([MODEL], ALL, tmp_path / "all.gguf").path) == whole
 
 
-def test_from_a_split_file_too(engine: Place, whole: str, tmp_path: Path) -> None:
+async def test_from_a_split_file_too(engine: Place, whole: str, tmp_path: Path) -> None:
     said(engine, "llama-gguf-split", "--split-max-size", "8M", MODEL, tmp_path / "cut")
-    parts = sorted(tmp_path.glob("cut-*"))
-    assert len(parts) == 3
+    parts = [tmp_path / f"cut-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
     shard = cut(parts, ALL, tmp_path / "all.gguf").path
-    assert greedy(engine, shard) == whole
+    assert await greedy(engine, shard) == whole
     straight = cut([MODEL], ALL, tmp_path / "straight.gguf").path
     assert {one.name: one.data.tobytes() for one in GGUFReader(shard).tensors} == {
         one.name: one.data.tobytes() for one in GGUFReader(straight).tensors
     }
 
 
-def test_ten_of_sixteen_say_something_else(engine: Place, whole: str, tmp_path: Path) -> None:
+async def test_ten_of_sixteen_say_something_else(engine: Place, whole: str, tmp_path: Path) -> None:
     shard = cut([MODEL], TEN, tmp_path / "ten.gguf")
     assert shard.size_bytes < 0.75 * MODEL.stat().st_size
-    text = greedy(engine, shard.path)
+    text = await greedy(engine, shard.path)
     assert text != whole
-    assert greedy(engine, shard.path) == text
+    assert await greedy(engine, shard.path) == text
 
 
-async def test_a_server_serves_it(engine: Place, whole: str, tmp_path: Path) -> None:
-    """The whole model's text from all of its experts, and some from a part of them."""
-    server = engine.binary(SERVER)
-    assert server is not None
-    body = {"prompt": PROMPT, "n_predict": 64, "temperature": 0, "ignore_eos": True}
-    texts = {}
-    for name, selection in {"all": ALL, "ten": TEN}.items():
-        shard = cut([MODEL], selection, tmp_path / f"{name}.gguf").path
-        options = ("--model", str(shard), "--ctx-size", "1024", "--device", "none")
-        async with llama(server, tmp_path / f"{name}.sock", options) as running:
-            answer = json.loads(await running.post("/completion", json.dumps(body).encode()))
-        assert answer["tokens_predicted"] == 64
-        texts[name] = answer["content"]
-    assert whole.strip() == (PROMPT + texts["all"]).strip()
-    assert texts["ten"] != texts["all"]
-
-
-def test_fewer_than_the_model_uses(engine: Place, tmp_path: Path) -> None:
+async def test_fewer_than_the_model_uses(engine: Place, tmp_path: Path) -> None:
     """Two experts of sixteen are the least, and all of them used."""
-    assert greedy(engine, cut([MODEL], ((3, 9),) * 6, tmp_path / "two.gguf").path, 8)
+    assert await greedy(engine, cut([MODEL], ((3, 9),) * 6, tmp_path / "two.gguf").path, 8)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +121,7 @@ def test_fewer_than_the_model_uses(engine: Place, tmp_path: Path) -> None:
     ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K",
      "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4_MOE", "BF16", "F16"],
 )  # fmt: skip
-def test_every_file_type_of_llama_quantize(kind: str, engine: Place, tmp_path: Path) -> None:
+async def test_every_file_type_of_llama_quantize(kind: str, engine: Place, tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     said(engine, "llama-quantize", "--allow-requantize", MODEL, model, kind, "1")
     before = {one.name: one for one in GGUFReader(model).tensors}
@@ -140,9 +132,9 @@ def test_every_file_type_of_llama_quantize(kind: str, engine: Place, tmp_path: P
             data = data[list(TEN[int(one.name.split(".")[1])])]
         assert one.tensor_type == before[one.name].tensor_type
         assert one.data.tobytes() == data.tobytes(), one.name
-    assert greedy(engine, shard, 8)
+    assert await greedy(engine, shard, 8)
     everything = cut([model], ALL, tmp_path / "all.gguf").path
-    assert greedy(engine, everything, 16) == greedy(engine, model, 16)
+    assert await greedy(engine, everything, 16) == await greedy(engine, model, 16)
 
 
 def _shapes() -> Iterator[Shape]:
