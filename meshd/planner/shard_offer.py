@@ -106,7 +106,7 @@ def as_shard(
         reasons=tuple(reasons),
         asked=exact.asked,
         tokens_s=fit.tokens_s,
-        considered=(*_as_considered(exact, fit.tokens_s), *exact.considered),
+        considered=(*_as_considered(exact, fit.tokens_s), *_considered_before(exact)),
         shard=ShardUse(
             shard.key, shard.path, shard.experts, shard.experts_all, shard.mass, shard.measured
         ),
@@ -131,7 +131,7 @@ def without_shard(exact: Decision, why: Reason, tokens_s: float = 0.0) -> Decisi
     refused = Considered(
         nodes=(exact.node,), tokens_s=tokens_s, reason=why, strategy=Strategy.EXPERT_SHARD
     )
-    return replace(exact, considered=(refused, *exact.considered))
+    return replace(exact, considered=(refused, *_considered_before(exact)))
 
 
 def facts_served(decision: Decision, facts: GgufFacts) -> GgufFacts:
@@ -145,6 +145,11 @@ def words_of(shard: Shard) -> str:
         f"a shard of {shard.experts} of {shard.experts_all} experts, "
         f"{shard.mass:.0%} of the routing"
     )
+
+
+def _considered_before(exact: Decision) -> tuple[Considered, ...]:
+    """What runs is kept with all that was considered when it was last decided: shards, too."""
+    return tuple(one for one in exact.considered if one.strategy is not Strategy.EXPERT_SHARD)
 
 
 def _as_considered(exact: Decision, tokens_s: float) -> tuple[Considered, ...]:
