@@ -28,7 +28,6 @@ class Mixture:
     """A model whose experts can be divided.
 
     :ivar files: all of its parts, in order, absolute.
-    :ivar stem: its name without what numbers the parts.
     """
 
     files: tuple[str, ...]
@@ -41,6 +40,7 @@ class Mixture:
 
     @property
     def stem(self) -> str:
+        """Its name without what numbers the parts."""
         split = SPLIT_NAME.fullmatch(self.name)
         return split["stem"] if split else Path(self.name).stem
 
@@ -74,7 +74,7 @@ def kept_of(text: str, model: Anatomy) -> int:
     :raises UserError: no number, or none that can be kept.
     """
     said = _KEEP.fullmatch(text.strip())
-    if said is None:
+    if said is None or (said[2] and float(said[2]) > 100):
         raise UserError(f"--keep: {text!r} is no number of experts", hint="as 12 or 75%")
     if said[1]:
         kept = int(said[1])
