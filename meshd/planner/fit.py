@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from meshd.config.settings import ModelSettings
 from meshd.models.facts import GgufFacts
-from meshd.node.inventory import Gpu
-from meshd.planner.layout import Budgets, mixed_layouts, whole_layouts
 from meshd.planner.needs import needs
 from meshd.planner.plan import DeviceUse, Layout
 
@@ -59,24 +57,19 @@ def _halvings(first: int, last: int) -> Iterator[int]:
     yield last
 
 
-def first_fit(
-    facts: GgufFacts, gpus: tuple[Gpu, ...], shapes: tuple[Shape, ...], budgets: Budgets
-) -> tuple[Layout, Shape] | None:
-    """Whole on GPUs before parts in RAM; within each, a good context before a short one."""
+def is_good(facts: GgufFacts, shape: Shape) -> bool:
+    """A context that serves a conversation, in all slots."""
     good = min(facts.context_train or _GOOD_CONTEXT, _GOOD_CONTEXT)
-    roomy = tuple(shape for shape in shapes if shape.context >= good and shape.slots == _SLOTS[0])
-    tight = tuple(shape for shape in shapes if shape not in roomy)
-    for layouts in (whole_layouts, mixed_layouts):
-        for group in filter(None, (roomy, tight)):
-            for layout in layouts(facts, gpus, budgets):
-                # The last shape takes least: most layouts are ruled out by it alone.
-                if not budgets.hold(shape_memory(facts, layout, group[-1])):
-                    continue
-                for shape in group:
-                    memory = shape_memory(facts, layout, shape)
-                    if budgets.hold(memory):
-                        return layout, replace(shape, memory=memory)
-    return None
+    return shape.context >= good and shape.slots == _SLOTS[0]
+
+
+def by_quality(
+    facts: GgufFacts, shapes: Iterable[Shape]
+) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
+    """The good ones, and the others: only where none of those fits."""
+    tried = tuple(shapes)
+    roomy = tuple(shape for shape in tried if is_good(facts, shape))
+    return roomy, tuple(shape for shape in tried if shape not in roomy)
 
 
 def shape_memory(facts: GgufFacts, layout: Layout, shape: Shape) -> tuple[DeviceUse, ...]:

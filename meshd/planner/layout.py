@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Gpu
@@ -53,7 +55,7 @@ class Budgets:
 
 def whole_layouts(facts: GgufFacts, gpus: Sequence[Gpu], budgets: Budgets) -> Iterator[Layout]:
     """Every layer on GPUs: on one, the roomiest first, else spread over ever more of them."""
-    roomy = _by_room(gpus, budgets)
+    roomy = by_room(gpus, budgets)
     layers = len(facts.layers) + 1
     for gpu in roomy:
         yield Layout((gpu.id,), (layers,))
@@ -61,23 +63,40 @@ def whole_layouts(facts: GgufFacts, gpus: Sequence[Gpu], budgets: Budgets) -> It
         yield _spread(layers, roomy[:count], budgets)
 
 
-def mixed_layouts(facts: GgufFacts, gpus: Sequence[Gpu], budgets: Budgets) -> Iterator[Layout]:
-    """Part on GPUs, part in RAM: experts leave first (few of their bytes are read for a token),
-    then whole layers; last of all, nothing on a GPU.
+def without_experts(
+    facts: GgufFacts,
+    gpus: Sequence[Gpu],
+    budgets: Budgets,
+    moved: int,
+    kv_bytes: Sequence[int] = (),
+) -> Layout:
+    """All layers on GPUs, the experts of the first `moved` of them in RAM.
+
+    Over several GPUs the layers that lost their experts weigh little, so the first GPU takes more
+    of them: each gets bytes in proportion to its free memory.
+
+    :param gpus: one at least with free memory. :param kv_bytes: each block's KV cache.
     """
-    roomy = _by_room(gpus, budgets)
-    layers = len(facts.layers)
-    if roomy and facts.moe:
-        whole = _spread(layers + 1, roomy, budgets)
-        for moved in range(1, layers + 1):
-            yield replace(whole, cpu_moe_layers=moved)
-    if roomy:
-        for kept in range(layers, 0, -1):
-            yield _spread(kept, roomy, budgets)
-    yield Layout()
+    sizes = [
+        layer.weight_bytes - (layer.expert_bytes if number < moved else 0)
+        for number, layer in enumerate(facts.layers)
+    ]
+    for number, size_bytes in enumerate(kv_bytes):
+        sizes[number] += size_bytes
+    sizes.append(facts.output_bytes + facts.other_bytes)
+    return replace(_by_bytes(sizes, by_room(gpus, budgets), budgets), cpu_moe_layers=moved)
 
 
-def _by_room(gpus: Sequence[Gpu], budgets: Budgets) -> list[Gpu]:
+def with_layers(gpus: Sequence[Gpu], budgets: Budgets, kept: int) -> Layout:
+    """The last `kept` layers on GPUs, the others and the output layer in RAM.
+
+    :param gpus: one at least with free memory.
+    """
+    return _spread(kept, by_room(gpus, budgets), budgets)
+
+
+def by_room(gpus: Sequence[Gpu], budgets: Budgets) -> list[Gpu]:
+    """Those with free memory, the roomiest first."""
     roomy = sorted(gpus, key=lambda gpu: (-budgets.free(gpu.id), gpu.id))
     return [gpu for gpu in roomy if budgets.free(gpu.id) > 0]
 
@@ -92,5 +111,20 @@ def _spread(layers: int, gpus: Sequence[Gpu], budgets: Budgets) -> Layout:
     by_remainder = sorted(range(len(gpus)), key=lambda i: (counts[i] - exact[i], i))
     for i in by_remainder[: layers - sum(counts)]:
         counts[i] += 1
+    used = [(gpu.id, count) for gpu, count in zip(gpus, counts, strict=True) if count]
+    return Layout(tuple(name for name, _ in used), tuple(count for _, count in used))
+
+
+def _by_bytes(sizes: Sequence[int], gpus: Sequence[Gpu], budgets: Budgets) -> Layout:
+    """Layers in their order, to each GPU the bytes that are its part of the free memory."""
+    room = [budgets.free(gpu.id) for gpu in gpus]
+    ends = [end / sum(room) for end in accumulate(room)]
+    total, done = max(1, sum(sizes)), 0
+    counts = [0] * len(gpus)
+    for size_bytes in sizes:
+        # Where its middle falls, so that each is over or under by half a layer at most.
+        middle = (done + size_bytes / 2) / total
+        counts[min(bisect_right(ends, middle), len(gpus) - 1)] += 1
+        done += size_bytes
     used = [(gpu.id, count) for gpu, count in zip(gpus, counts, strict=True) if count]
     return Layout(tuple(name for name, _ in used), tuple(count for _, count in used))

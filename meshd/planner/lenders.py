@@ -11,7 +11,7 @@ from meshd.planner.burdens import taken_by_others
 from meshd.planner.group import LENDERS_MOST, Host, Lending, Offered
 from meshd.planner.layout import RAM
 from meshd.planner.near import Near, Peer
-from meshd.planner.pace import Pace, device_paces, pace_of
+from meshd.planner.pace import Pace, device_paces, measured_paces, pace_of
 from meshd.planner.place import budgets_of
 from meshd.planner.plan import Code
 from meshd.planner.seen import places_of
@@ -36,8 +36,9 @@ def host_of(
     held = dict(less)
     # What shares the RAM is counted once, so one of them is enough.
     usable = [gpu for gpu in node.gpus if not gpu.unified or gpu.id == unified[0]]
+    ram = paces.get(RAM) or pace_of(None, gpu=False)
     known = {
-        RAM: paces.get(RAM) or pace_of(None, gpu=False),
+        RAM: ram.beside_gpu if usable else ram,
         **{
             gpu.id: paces.get(gpu.id) or pace_of(None, gpu=True, unified=gpu.unified)
             for gpu in usable
@@ -73,10 +74,7 @@ def _steady(free_bytes: int, told_bytes: int) -> int:
 def own_paces(node: NodeView, record: NodeRecord) -> dict[str, Pace]:
     """As measured now, else as our record still says."""
     paces = {device: pace for device, pace in device_paces(record).items() if pace.measured}
-    for one in node.speeds:
-        if one.bandwidth_bytes_s > 0:
-            paces[one.device] = Pace(float(one.bandwidth_bytes_s), float(one.flops_s))
-    return paces
+    return {**paces, **measured_paces(node.speeds)}
 
 
 def held_by_others(around: Near, model: str) -> tuple[tuple[str, int], ...]:

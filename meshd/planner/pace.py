@@ -2,6 +2,7 @@
 
     t_token = sum over devices (bytes read / effective bandwidth + overhead of a graph)
             + layers * overhead of one + sum over the others' devices (RTT + activations)
+            + what experts cost a GPU, and a processor that takes turns with one
 
 Weights are read once a token (of experts, only those that are used), and the KV cache as far as it
 is filled. The output layer is the host's, so logits never cross the network. docs/splits.md holds
@@ -10,12 +11,12 @@ this against what engines do. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from meshd.mesh.record import DeviceRecord, NodeRecord, Part
 from meshd.models.facts import GgufFacts, LayerFacts
-from meshd.node.speed import LAYER_S
+from meshd.node.speed import LAYER_S, Speed
 from meshd.planner.kv import ContextSettings, layer_bytes
 from meshd.planner.layout import RAM
 from meshd.planner.needs import placement_of_layout
@@ -34,12 +35,22 @@ class Calibration:
         this.
     :ivar fill_tokens: of the context, how many a typical request has filled.
     :ivar network_bytes_s: assumed where a node does not know its own: 1 Gbit/s.
+    :ivar expert_layer_s: what the experts of one layer cost a GPU beside reading them: to choose
+        them, and to gather what they say.
+    :ivar visit_s: a layer on a GPU whose experts are in RAM: both wait for each other.
+    :ivar turns_s: a processor that computes a part of each token has to be woken for it.
+
+    The last three are from one machine: an H200 and 16 processors of a virtual machine, over Vulkan
+    (docs/benchmarks.md, "On a GPU").
     """
 
     graph_s: float = 0.0002
     layer_s: float = LAYER_S
     fill_tokens: int = 1024
     network_bytes_s: int = 100_000_000
+    expert_layer_s: float = 0.00004
+    visit_s: float = 0.0002
+    turns_s: float = 0.0065
 
 
 CALIBRATION = Calibration()
@@ -47,11 +58,21 @@ CALIBRATION = Calibration()
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Of one device, effective. :ivar measured: else they are conservative guesses by its kind."""
+    """Of one device, effective.
+
+    :ivar measured: else they are conservative guesses by its kind.
+    :ivar plain_bytes_s: of a processor, with weights as they lie in the file, 0 where not known:
+        beside a GPU an engine does not rearrange them for it.
+    """
 
     bytes_s: float
     flops_s: float
     measured: bool = True
+    plain_bytes_s: float = 0.0
+
+    @property
+    def beside_gpu(self) -> Pace:
+        return self if self.plain_bytes_s <= 0 else replace(self, bytes_s=self.plain_bytes_s)
 
 
 # Slower than nearly every device of its kind, so that measuring only ever brings good news.
@@ -78,6 +99,7 @@ def pace_of(
         float(bytes_s) if bytes_s > 0 else guess.bytes_s,
         float(flops_s) if flops_s > 0 else guess.flops_s,
         measured=bytes_s > 0,
+        plain_bytes_s=float(device.lent_bandwidth_bytes_s),
     )
 
 
@@ -86,6 +108,19 @@ def device_paces(record: NodeRecord | None, *, lent: bool = False) -> dict[str, 
     return {
         one.id: pace_of(one, gpu=one.id != RAM, unified=one.unified, lent=lent)
         for one in (record.devices if record is not None else ())
+    }
+
+
+def measured_paces(speeds: Iterable[Speed]) -> dict[str, Pace]:
+    """By device id, of what a node measured of its own devices."""
+    return {
+        one.device: Pace(
+            float(one.bandwidth_bytes_s),
+            float(one.flops_s),
+            plain_bytes_s=float(one.lent_bandwidth_bytes_s),
+        )
+        for one in speeds
+        if one.bandwidth_bytes_s > 0
     }
 
 
@@ -163,17 +198,26 @@ def predict_solo(
     """
     placement = placement_of_layout(facts, layout)
     read: dict[str, int] = {}
+    visits = expert_layers = 0
     for number, (experts, others) in enumerate(layer_reads(facts, context, calibration)):
         place = placement.layers[number]
         home = HOST if number in placement.host_experts else place
         read[place] = read.get(place, 0) + others
         read[home] = read.get(home, 0) + experts
+        if experts and place != HOST:
+            visits += home == HOST
+            expert_layers += home != HOST
     read[placement.output] = read.get(placement.output, 0) + output_read(facts)
     token_s = layers_s(facts, calibration)
+    token_s += visits * calibration.visit_s + expert_layers * calibration.expert_layer_s
+    if read.get(HOST) and placement.devices:
+        token_s += calibration.turns_s
     for place, size_bytes in read.items():
         device = RAM if place == HOST else place
-        guess = pace_of(None, gpu=place != HOST, unified=device in unified)
-        token_s += size_bytes / speeds.get(device, guess).bytes_s + calibration.graph_s
+        pace = speeds.get(device) or pace_of(None, gpu=place != HOST, unified=device in unified)
+        if place == HOST and placement.devices:
+            pace = pace.beside_gpu
+        token_s += size_bytes / pace.bytes_s + calibration.graph_s
     return rounded(1 / token_s) if token_s > 0 else 0.0
 
 

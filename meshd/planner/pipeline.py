@@ -29,7 +29,7 @@ from meshd.planner.lenders import (
 from meshd.planner.near import Near, bar, near, rtt_between, those_barred
 from meshd.planner.pace import predict_solo, rounded
 from meshd.planner.placement import HOST
-from meshd.planner.plan import Code, Decision, Reason, Strategy
+from meshd.planner.plan import Code, Considered, Decision, Reason, Strategy
 from meshd.planner.rivals import of_group, others_than, why_nobody
 from meshd.planner.split_decision import reasons, split_decision
 from meshd.planner.view import NodeView
@@ -191,11 +191,21 @@ def _answer(question: _Question, view: MeshView) -> Decision | None:
         if solo.served and solo.tokens_s >= tokens_s:
             text = f"alone it makes {solo.tokens_s:g} tokens/s, split {tokens_s:g}"
             refused = of_group(host.node, group, Reason(Code.SOLO_FASTER, text))
-            return replace(solo, considered=(refused,))
+            return replace(solo, considered=(refused, *solo.considered))
         why = reasons(group, tried[0], host, lenders, solo)
         made = split_decision(solo, facts, host, group, view, why)
-        return replace(made, considered=others_than(group, search, host.node, lenders))
+        others = others_than(group, search, host.node, lenders)
+        return replace(made, considered=(*others, *_alone(solo)))
     return None
+
+
+def _alone(solo: Decision) -> tuple[Considered, ...]:
+    """How this node would serve it by itself."""
+    if not solo.served:
+        return solo.considered
+    reason = Reason(Code.SLOWER, solo.reasons[0].text if solo.reasons else "alone")
+    this = Considered((solo.node,), solo.tokens_s, reason, strategy=solo.strategy)
+    return (this, *solo.considered)
 
 
 def _nobody(
@@ -204,14 +214,14 @@ def _nobody(
     solo = question.solo
     shown = around.shown if barred is around.barred else those_barred(barred)
     if solo.served:
-        return replace(solo, considered=shown)
+        return replace(solo, considered=(*solo.considered, *shown))
     least = tuple(shapes(question.facts, question.model, modest=True))[-1]
     blockers, next_step = why_nobody(question.facts, least, question.host, question.lenders, barred)
     return replace(
         solo,
         blockers=(*blockers, *solo.blockers),
         next_step=next_step or solo.next_step,
-        considered=shown,
+        considered=(*solo.considered, *shown),
     )
 
 

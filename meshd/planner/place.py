@@ -13,8 +13,10 @@ from types import MappingProxyType
 from meshd.config.settings import Config, Limit, ModelSettings, Role
 from meshd.models.facts import GgufFacts
 from meshd.node.inventory import Gpu
-from meshd.planner.fit import Shape, first_fit, shape_memory, shapes
+from meshd.planner.alternatives import exact_ways, lost, strategy_of, words_of
+from meshd.planner.fit import Shape, shape_memory, shapes
 from meshd.planner.layout import RAM, Budgets
+from meshd.planner.pace import measured_paces
 from meshd.planner.plan import Code, Decision, DeviceUse, Layout, Plan, Reason, Strategy
 from meshd.planner.view import Candidate, Ceiling, ClusterView, NodeView, Running
 
@@ -248,46 +250,35 @@ def _decide(
         text = f"ran out of memory three times with {ceiling.failed_bytes / GIB:.1f} GiB planned"
         notes = (*notes, Reason(Code.RAN_OUT, text))
     tried = tuple(shapes(facts, model, modest=modest))
-    found = first_fit(facts, node.gpus, tried, budgets)
-    if found is None:
+    ways = exact_ways(facts, node.gpus, tried, budgets, measured_paces(node.speeds))
+    others = lost(facts, node.gpus, tried, budgets, ways, node.id)
+    if not ways:
         return replace(
             wait,
             blockers=(*notes, _shortfall(facts, node.gpus, tried, budgets)),
             next_step=("raise node.limit, " if config.node.limit != Limit() else "free memory, ")
             + "lower context or slots, or take a smaller quantisation",
+            considered=others,
         )
-    layout, shape = found
+    layout, shape = ways[0].layout, ways[0].shape
     wished = next(shapes(facts, model, modest=False))
     return replace(
         wait,
-        strategy=_strategy(facts, layout),
+        strategy=strategy_of(facts, layout),
         context=shape.context,
         slots=shape.slots,
         layout=layout,
         memory=shape.memory,
         reasons=(_chosen(facts, layout), *notes, *_trimmed(shape, wished)),
+        tokens_s=ways[0].tokens_s,
+        considered=others,
     )
-
-
-def _strategy(facts: GgufFacts, layout: Layout) -> Strategy:
-    if not layout.gpus:
-        return Strategy.SOLO_CPU
-    whole = sum(layout.gpu_layers) > len(facts.layers) and not layout.cpu_moe_layers
-    return Strategy.SOLO_GPU if whole else Strategy.SOLO_OFFLOAD
 
 
 def _chosen(facts: GgufFacts, layout: Layout) -> Reason:
     if not layout.gpus:
         return Reason(Code.CHOSEN, "fits in this node's memory and runs on the processor")
-    where = "one GPU" if len(layout.gpus) == 1 else f"{len(layout.gpus)} GPUs of this node"
-    on_gpu = min(sum(layout.gpu_layers), len(facts.layers))
-    if layout.cpu_moe_layers:
-        text = f"fits on {where} with the experts of {layout.cpu_moe_layers} layers in RAM"
-    elif on_gpu < len(facts.layers):
-        text = f"{on_gpu} of {len(facts.layers)} layers fit on {where}, the others in RAM"
-    else:
-        text = f"fits on {where} as a whole"
-    return Reason(Code.CHOSEN, text)
+    return Reason(Code.CHOSEN, f"fits {words_of(facts, layout)}")
 
 
 def _notes(node: NodeView) -> tuple[Reason, ...]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshd.models.facts import GgufFacts, LayerFacts
 from meshd.node.inventory import Gpu, Vendor
-from meshd.planner.layout import RAM, Budgets, mixed_layouts, whole_layouts
+from meshd.planner.layout import RAM, Budgets, whole_layouts, with_layers, without_experts
 from meshd.planner.plan import DeviceUse, Layout
 
 GIB = 1024**3
@@ -60,18 +62,46 @@ def test_a_spread_uses_every_layer_once(layers: int, free: list[int]) -> None:
         assert len(set(layout.gpus)) == len(layout.gpus) == len(layout.gpu_layers)
 
 
-def test_experts_leave_before_layers_and_the_processor_is_last() -> None:
+def test_experts_leave_and_layers_leave() -> None:
     budgets = Budgets({"a": GIB, RAM: GIB})
-    found = list(mixed_layouts(facts(4, experts=16), [gpu("a")], budgets))
-    assert [layout.cpu_moe_layers for layout in found[:4]] == [1, 2, 3, 4]
-    assert [layout.gpu_layers for layout in found[4:8]] == [(4,), (3,), (2,), (1,)]
-    assert found[-1] == Layout()
+    layout = without_experts(facts(4, experts=16), [gpu("a")], budgets, 3)
+    assert layout == Layout(("a",), (5,), cpu_moe_layers=3)
+    assert with_layers([gpu("a")], budgets, 3) == Layout(("a",), (3,))
 
 
-def test_without_a_gpu_only_the_processor_is_left() -> None:
+def test_without_a_gpu_nothing_is_laid_over_gpus() -> None:
     budgets = Budgets({RAM: GIB})
     assert list(whole_layouts(facts(), [], budgets)) == []
-    assert list(mixed_layouts(facts(), [], budgets)) == [Layout()]
+
+
+@given(
+    layers=st.integers(1, 96),
+    free=st.lists(st.integers(1, 10**12), min_size=1, max_size=6),
+    share=st.integers(0, 100),
+)
+def test_without_their_experts_each_gpu_gets_bytes_by_its_room(
+    layers: int, free: list[int], share: int
+) -> None:
+    layer_bytes = GIB // 10
+    mixture = replace(
+        facts(layers, experts=16),
+        layers=(LayerFacts(layer_bytes, layer_bytes * share // 100, 8),) * layers,
+    )
+    names = [f"g{i}" for i in range(len(free))]
+    budgets = Budgets(dict(zip(names, free, strict=True)))
+    gpus = [gpu(name) for name in names]
+    for layout in (without_experts(mixture, gpus, budgets, n) for n in range(layers + 1)):
+        assert sum(layout.gpu_layers) == layers + 1
+        assert all(count > 0 for count in layout.gpu_layers)
+        moved, first, held = layout.cpu_moe_layers, 0, {}
+        for name, count in zip(layout.gpus, layout.gpu_layers, strict=True):
+            mine = range(first, min(first + count, layers))
+            light = sum(number < moved for number in mine)
+            held[name] = len(mine) * layer_bytes - light * (layer_bytes * share // 100)
+            first += count
+        for name, size_bytes in held.items():
+            fair = sum(held.values()) * budgets.free(name) / sum(free)
+            assert abs(size_bytes - fair) <= layer_bytes + 1
 
 
 def test_unified_memory_is_spent_once() -> None:

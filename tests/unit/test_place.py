@@ -51,7 +51,7 @@ def test_a_dense_model_leaves_layers_in_ram() -> None:
     decision = only(plan(view(world), config(wants("m", context=2048, slots=1))))
     assert decision.strategy is Strategy.SOLO_OFFLOAD
     assert 0 < sum(decision.layout.gpu_layers) < 32
-    assert any("layers fit" in reason.text for reason in decision.reasons)
+    assert any("of 32 layers in RAM" in reason.text for reason in decision.reasons)
 
 
 def test_without_a_gpu_the_processor_serves() -> None:

@@ -25,7 +25,7 @@ from meshd.models.gguf_facts import read_facts
 from meshd.node.inventory import Gpu, Hardware
 from meshd.node.observe import observe_hardware
 from meshd.node.speed import RAM, Speed
-from meshd.planner.pace import Pace, predict_solo
+from meshd.planner.pace import measured_paces, predict_solo
 from meshd.speed_watch import measure_now
 from tools.bench_gpu.models import known, write
 from tools.bench_gpu.ways import GENERATED, Actual, Way, run, ways
@@ -58,7 +58,7 @@ async def _compare(asked: argparse.Namespace) -> int:
         found = await measure_now(
             Path(place) / "speeds.json", hardware, build, said=lambda text: print(text)
         )
-        speeds = {one.device: Pace(one.bandwidth_bytes_s, one.flops_s) for one in found}
+        speeds = measured_paces(found)
         for one in found:
             _note(asked.json, {"speed": asdict(one)})
             print(_speed(one, gpu), flush=True)

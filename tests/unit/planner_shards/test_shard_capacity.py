@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from meshd.config.settings import Config, Limit, ModelSettings, NodeSettings
 from meshd.models.facts import GgufFacts
-from meshd.planner.fit import first_fit, shapes
+from meshd.planner.alternatives import exact_ways
+from meshd.planner.fit import shapes
 from meshd.planner.place import budgets_for, budgets_of
 from meshd.planner.shard_capacity import capacity
 from meshd.planner.shard_facts import shard_facts
@@ -53,9 +54,8 @@ def test_what_is_said_to_fit_fits_whole_on_the_gpus() -> None:
         budgets = budgets_for(world, config(model), model, budgets_of(world, config(model)))
         for experts, whole in ((found, True), (found + 8, False)):
             tried = tuple(shapes(WHOLE, model, modest=True))
-            laid = first_fit(shard_facts(WHOLE, experts), world.gpus, tried, budgets)
-            assert laid is not None
-            layout, shape = laid
+            way = exact_ways(shard_facts(WHOLE, experts), world.gpus, tried, budgets, {})[0]
+            layout, shape = way.layout, way.shape
             on_gpu = sum(layout.gpu_layers) > len(WHOLE.layers) and not layout.cpu_moe_layers
             assert (on_gpu and shape.context == 8192) is whole
 
