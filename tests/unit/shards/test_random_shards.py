@@ -44,6 +44,7 @@ class Storm:
         self._draw = draw
         self._ends: list[tuple[float, Callable[[], None]]] = []
         self.events: list[str] = []
+        self._seen = {box.id: box.observation for box in lab.boxes.values()}
 
     def blow(self) -> None:
         for at, end in [one for one in self._ends if one[0] <= self._lab.now_s]:
@@ -113,7 +114,7 @@ class Storm:
         self._later(back)
 
     def _shrinks(self, box: Box) -> None:
-        seen = box.observation
+        seen = self._seen[box.id]
         smaller = replace(hardware(ram_gib=self._draw.uniform(3.5, 7.5)), hostname=box.id)
         box.observation = replace(seen, hardware=smaller)
         self._later(lambda: setattr(box, "observation", seen))
