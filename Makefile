@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 export MESHD_ENGINE_ROOT ?= $(CURDIR)/.cache/engine
 
 .PHONY: help demo test test-unit test-wire test-lab lint sim engine config bench-memory \
-	bench-mesh bench-gateway bench-routing bench-plan bench-clients bench-split bench-guard \
+	bench-mesh bench-gateway bench-routing bench-plan bench-clients bench-split bench-gpu bench-guard \
 	bench-experts clean
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-plan    how long a node plans in a mesh of a thousand, half a minute"
 	@echo "make bench-clients what a client costs the node that it follows"
 	@echo "make bench-split   predicted against real speed of splits, over links with delay (4 min)"
+	@echo "make bench-gpu     predicted against real speed of a model's ways on this GPU (3 min)"
 	@echo "make bench-guard   what the guards of a split cost, and rude callers at their door (2 min)"
 	@echo "make bench-load    loads of a split with a seeded tensor cache and without, 2 minutes"
 	@echo "make bench-experts what shards of a mixture of experts keep, by how they are chosen (6 min)"
@@ -65,6 +66,9 @@ bench-split: $(VENV)/.dev engine
 
 sim: $(VENV)/.dev
 	@$(PYTHON) -m tests.sim.run --seeds $(or $(SEEDS),20) $(ARGS)
+
+bench-gpu: $(VENV)/.dev engine
+	@$(PYTHON) -m tools.bench_gpu $(ARGS)
 
 bench-mesh: $(VENV)/.dev
 	@$(PYTHON) -m tools.bench_mesh $(ARGS)

@@ -38,12 +38,12 @@ _APT_DEADLINE_S = 900.0
 Progress = Callable[[str], None]
 
 
-def backend_packages(render_nodes: tuple[str, ...]) -> tuple[str, ...]:
-    """Debian's GPU backends worth having: Vulkan wherever the kernel offers a render node.
+def backend_packages(gpu_nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Debian's GPU backends worth having: Vulkan wherever the kernel offers a GPU's node.
 
     CUDA is not in Debian main, and HIP serves only few cards; Vulkan drives them all.
     """
-    return ("libggml0-backend-vulkan",) if render_nodes else ()
+    return ("libggml0-backend-vulkan",) if gpu_nodes else ()
 
 
 def install(
@@ -121,7 +121,7 @@ def _from_running_release(
     """Debian's own packages, where this release has them new enough; None where not."""
     if shutil.which("apt-get") is None or not _release_has_it():
         return None
-    packages = (*_PACKAGES, *backend_packages(render_nodes()))
+    packages = (*_PACKAGES, *backend_packages(gpu_nodes()))
     progress(f"installing Debian's {', '.join(packages)}")
     done = subprocess.run(
         ("apt-get", "install", "-y", "-q", "--no-install-recommends", *packages),
@@ -155,8 +155,10 @@ def _release_has_it() -> bool:
     return subprocess.run(compare, timeout=30, check=False).returncode == 0
 
 
-def render_nodes() -> tuple[str, ...]:
-    return tuple(sorted(str(node) for node in Path("/dev/dri").glob("renderD*")))
+def gpu_nodes(devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """NVIDIA's cards have no render node where nvidia-drm is not loaded, as on servers."""
+    found = (*devices.glob("dri/renderD*"), *devices.glob("nvidia[0-9]*"))
+    return tuple(sorted(map(str, found)))
 
 
 def _moved(target: Path, progress: Progress) -> locate.Place | None:
@@ -184,7 +186,7 @@ def _into_root(target: Path, cache: Path, progress: Progress) -> locate.Place:
             hint="free some space, or choose another folder with --root",
         )
     private = apt.open_private_apt(cache.absolute(), suite=SUITE, progress=progress)
-    wanted = (*_PACKAGES, *backend_packages(render_nodes()))
+    wanted = (*_PACKAGES, *backend_packages(gpu_nodes()))
     packages = apt.download(private, wanted, progress)
     for left_over in target.parent.glob(f".{target.name}.meshd-*"):
         shutil.rmtree(left_over, ignore_errors=True)

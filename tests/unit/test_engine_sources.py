@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshd.engine.apt import first_error, inherited, parse_simulation
-from meshd.engine.install import backend_packages
+from meshd.engine.install import backend_packages, gpu_nodes
 from meshd.engine.sources import Source, debian_mirrors, parse_sources, render_source
 
 DEB822 = """\
@@ -125,6 +127,18 @@ def test_only_how_to_reach_a_mirror_is_taken_over_from_the_host() -> None:
     assert inherited("\n".join((*dropped, *kept))) == kept
 
 
-def test_vulkan_only_where_there_is_a_render_node() -> None:
+def test_a_gpu_is_seen_with_a_render_node_and_without(tmp_path: Path) -> None:
+    (tmp_path / "dri").mkdir()
+    for name in ("nvidiactl", "nvidia-uvm", "dri/card0"):
+        (tmp_path / name).touch()
+    assert gpu_nodes(tmp_path) == ()
+    # An H200 of a virtual machine: no /dev/dri, and Vulkan works all the same.
+    (tmp_path / "nvidia0").touch()
+    assert gpu_nodes(tmp_path) == (str(tmp_path / "nvidia0"),)
+    (tmp_path / "dri/renderD128").touch()
+    assert len(gpu_nodes(tmp_path)) == 2
+
+
+def test_vulkan_only_where_there_is_a_gpu() -> None:
     assert backend_packages(()) == ()
     assert backend_packages(("/dev/dri/renderD128",)) == ("libggml0-backend-vulkan",)
