@@ -62,10 +62,14 @@ def with_shards(
         if model is None or candidate is None or candidate.facts is None or model.quality.exact:
             result.append(decision)
             continue
-        if not candidate.facts.moe or config.node.role is Role.CLIENT or draining:
+        if not candidate.facts.moe or config.node.role is Role.CLIENT:
             result.append(decision)
             continue
         one = _Model(model, candidate, candidate.facts, decision, node, config, view, paces, shards)
+        if draining:
+            # What it answers from ends with the last answer, and nothing new is begun.
+            result.append(one.going_on())
+            continue
         made, said, want = one.share(calm_s, early=early)
         result.append(made)
         records.extend((said,) if said is not None else ())
@@ -126,36 +130,32 @@ class _Model:
         if fit is None:
             return self._none(Code.NO_MEMORY, "no shard of its experts fits this node")
         if (slow := self._not_worth(fit, elsewhere)) is not None:
+            if slow.code is Code.SOLO_FASTER and self.serves is not None:
+                # Somebody has to answer until the other node does.
+                return self._served(self.exact, None, fit, elsewhere, Group()), None, None
             return without_shard(self.exact, slow, fit.tokens_s), None, None
         said = self._said(room)
-        group = group_of(self.view, self.model.name, said, facts.file_bytes)
-        problem = self._too_few(group)
-        if problem:
-            said = replace(said, stage=ShardStage.WANTED, detail=problem)
-            made = without_shard(self.exact, Reason(Code.NO_HOME, problem), fit.tokens_s)
-            return self._served(made, None, fit, elsewhere, group), said, None
-        calm = calm_s >= BEGIN_CALM_S and not early
-        target, problem = self._target(group, room, calm_s, calm=calm)
-        want = ShardWant(
-            self.model.name,
-            self.candidate.fingerprint,
-            facts.files,
-            self.model.calibration,
-            group.ranking,
-            works=group.worker == self.view.me and calm,
-            ranking_holders=tuple(one for one in group.holders if one != self.view.me),
-            logits_holders=tuple(one for one in group.with_logits if one != self.view.me),
-            target=target,
-            serves=serves.key if serves is not None else "",
-        )
+        group = group_of(self.view, self.model.name, said, facts)
+        few = self._too_few(group)
+        calm = calm_s >= BEGIN_CALM_S and not early and not few
+        target, problem = self._target(group, room, calm_s, calm=calm, few=few)
+        looks = target is not None or not self.shards.looked
+        want = None if few and not looks else self._want(group, target, works=calm)
         said = self._stage(said, target, problem)
         made = self._served(self.exact, target, fit, elsewhere, group)
         if made is self.exact:
-            code = Code.BEING_MADE if said.ranking else Code.NO_RANKING
+            code, why = Code.BEING_MADE if said.ranking else Code.NO_RANKING, words(said)
             if said.stage is ShardStage.REFUSED:
                 code = Code.BELOW_QUALITY
-            made = without_shard(made, Reason(code, words(said)), fit.tokens_s)
+            elif few:
+                code, why = Code.NO_HOME, few
+            made = without_shard(made, Reason(code, why), fit.tokens_s)
         return made, said, want
+
+    def going_on(self) -> Decision:
+        """Of a node that only ends what it has begun."""
+        running = self.running
+        return running if running is not None and running.shard is not None else self.exact
 
     # -- inside ---------------------------------------------------------------------------------
 
@@ -183,6 +183,21 @@ class _Model:
             return Reason(Code.SOLO_FASTER, text)
         return None
 
+    def _want(self, group: Group, target: Target | None, *, works: bool) -> ShardWant:
+        me, serves = self.view.me, self.serves
+        return ShardWant(
+            self.model.name,
+            self.candidate.fingerprint,
+            self.facts.files,
+            self.model.calibration,
+            group.ranking,
+            works=group.worker == me and works,
+            ranking_holders=tuple(one for one in group.holders if one != me),
+            logits_holders=tuple(one for one in group.with_logits if one != me),
+            target=target,
+            serves=serves.key if serves is not None else "",
+        )
+
     def _said(self, room: int) -> ShardRecord:
         fingerprint = self.candidate.fingerprint
         ranking = self.shards.rankings.get(fingerprint)
@@ -205,16 +220,21 @@ class _Model:
         return ""
 
     def _target(
-        self, group: Group, room: int, calm_s: float, *, calm: bool
+        self, group: Group, room: int, calm_s: float, *, calm: bool, few: str
     ) -> tuple[Target | None, str]:
-        """The shard to have, and why there is none."""
+        """The shard to have, and why there is none.
+
+        :param few: why nobody is to make any.
+        """
         if not self.shards.looked:
-            return None, "what lies on this node's disk is looked at"
+            return None, few or "what lies on this node's disk is looked at"
         now = self.shards.targets.get(self.model.name)
-        serves = self.serves
-        if now is None and serves is not None:
+        if now is None and (found := self.serves or self._at_hand(room)) is not None:
             # Of an earlier life.
-            now = Target(serves.key, serves.selection, serves.experts)
+            now = Target(found.key, found.selection, found.experts)
+        if few:
+            # Who made one while others were there needs them no more.
+            return (now if now is not None and now.key in self.shards.shards else None), few
         ranking = self.shards.rankings.get(self.candidate.fingerprint)
         if ranking is None or (group.ranking and ranking.digest != group.ranking):
             return now, "its experts are not ranked yet"
@@ -253,6 +273,17 @@ class _Model:
         planned = {node: one for node, one in plan.selections.items() if node != me}
         age_s = now.age_s if now is not None and now.key == key else 0.0
         return Target(key, selection, max(map(len, selection)), planned, age_s), ""
+
+    def _at_hand(self, room: int) -> Shard | None:
+        """Of those that lie here and could serve, the one that keeps most."""
+        able = (
+            one
+            for one in self.shards.shards.values()
+            if one.fingerprint == self.candidate.fingerprint
+            and one.experts <= room
+            and not shortfalls(self.model.quality, one.measured)
+        )
+        return max(able, key=lambda one: (one.mass, one.key), default=None)
 
     def _others(
         self, group: Group, plan: ShardPlan, now: Target | None, ranking: Ranking

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 from meshd.mesh.record import NodeRecord, ShardRecord, ShardStage, Stage
 from meshd.mesh.view import MeshView, Status
+from meshd.models.facts import GgufFacts
 from meshd.planner.layout import RAM
 from meshd.planner.plan import Strategy
 from meshd.planner.ranking import chance
+from meshd.planner.shard_facts import least_experts
 
 _WHOLE = (Strategy.SOLO_GPU, Strategy.PIPELINE, Strategy.SOLO_OFFLOAD, Strategy.SOLO_CPU)
 
@@ -55,16 +57,27 @@ class Exact:
     tokens_s: float
 
 
-def group_of(view: MeshView, model: str, own: ShardRecord, size_bytes: int) -> Group:
-    """:param own: this node's part, as it is now.
-
-    :param size_bytes: of the whole model: who can keep it in memory counts sooner.
-    """
-    found = {node: (record, shard) for node, record, shard in _members(view, model, own)}
+def group_of(view: MeshView, model: str, own: ShardRecord, facts: GgufFacts) -> Group:
+    """:param own: this node's part, as it is now. :param facts: of the whole model."""
+    # What no shard of it could have is no capacity: it would only keep the others from theirs.
+    possible = range(least_experts(facts), facts.experts)
+    found = {
+        node: (record, shard)
+        for node, record, shard in _members(view, model, own)
+        if shard.capacity in possible
+    }
     votes = Counter(shard.ranking for _, shard in found.values() if shard.ranking)
     ranking = min(votes, key=lambda digest: (-votes[digest], digest), default="")
+    with_logits = _those(found, lambda shard: shard.logits)
     able = [
-        (ram_bytes(record) < size_bytes, chance(model, node), node)
+        (
+            # Who was measured needs no logits any more, and would compute none for the others.
+            bool(shard.measured) and not with_logits,
+            # Who can keep it in memory is done sooner.
+            ram_bytes(record) < facts.file_bytes,
+            chance(model, node),
+            node,
+        )
         for node, (record, shard) in found.items()
         if shard.stage is not ShardStage.REFUSED or shard.measured
     ]
@@ -78,7 +91,7 @@ def group_of(view: MeshView, model: str, own: ShardRecord, size_bytes: int) -> G
         keys={node: shard.key for node, (_, shard) in found.items()},
         ranking=ranking,
         holders=_those(found, lambda shard: ranking != "" and shard.ranking == ranking),
-        with_logits=_those(found, lambda shard: shard.logits),
+        with_logits=with_logits,
         worker=min(able)[-1] if able else "",
         answering={
             node: one.shard
@@ -119,7 +132,7 @@ def _members(
 ) -> Iterator[tuple[str, NodeRecord, ShardRecord]]:
     for record in _alive(view):
         shard = own if record.id == view.me else record.shard(model)
-        if shard is None or shard.fingerprint != own.fingerprint or shard.capacity <= 0:
+        if shard is None or shard.fingerprint != own.fingerprint:
             continue
         if not record.draining or record.id == view.me:
             yield record.id, record, shard

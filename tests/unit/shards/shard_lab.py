@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from meshd.config.settings import Config, ModelSettings, NodeSettings, Reserve
 from meshd.experts.ranking import Ranking
 from meshd.experts.wish import RankingWish, Shard, ShardWish, Text, WorkStage, WorkState
-from meshd.node_shards import Settled, ranking_wish, shard_wish
+from meshd.node_shards import Settled, ranking_wish, read_by_engines, shard_wish
 from meshd.pipeline import Proposal
 from meshd.planner.view import Candidate
 from meshd.quality import Budget, Fidelity
@@ -68,7 +68,7 @@ class LabWorkshop:
         self.settled.look(share.shard_wants, self.lab.now_s)
         self.looked = self.looked or bool(share.shard_wants)
         self.states = {}
-        self.in_use = frozenset(want.serves for want in share.shard_wants)
+        self.in_use = read_by_engines(share)
         for want in share.shard_wants:
             self._rank(ranking_wish(want, TEXTS, share.view, {}))
             ranking = self.found.get(want.fingerprint)

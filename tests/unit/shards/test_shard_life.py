@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from meshd.config.settings import Split
 from meshd.experts.shard_key import shard_key
-from meshd.mesh.record import ShardStage, Stage
+from meshd.mesh.record import NodeRecord, ShardRecord, ShardStage, Stage
 from meshd.planner.plan import Code, Decision, Strategy
 from meshd.planner.reshard import CALM_S, PAUSE_S
 from meshd.quality import EXACT, Budget
@@ -171,7 +172,15 @@ def test_a_whole_model_takes_over_from_shards(lab: SplitLab) -> None:
     box = lab.boxes["dora"]
     # A much faster machine.
     box.observation = replace(box.observation, speeds=fast())
-    lab.until(lambda: lab.hosts("big") == ["dora"], 60)
+
+    def alone() -> bool:
+        assert lab.hosts("big"), "somebody always answers"
+        for name in serving(lab):
+            assert serving(lab)[name] in workshops(lab)[name].in_use, "nor is its file removed"
+        return lab.hosts("big") == ["dora"]
+
+    lab.until(alone, 60)
+    lab.run(5)
     assert serving(lab) == {}
 
 
@@ -212,6 +221,81 @@ def test_a_node_that_restarts_keeps_its_shard(lab: SplitLab) -> None:
     lab.run(PAUSE_S + CALM_S)
     assert serving(lab) == before
     assert {name: one.pid for name, one in box.processes.items()} == pids, "nor is it restarted"
+
+
+def switched_off(lab: SplitLab, *names: str) -> None:
+    """As by a power cut: only what lies on their disks is left."""
+    lab.die(*names)
+    for name in names:
+        box, shop = lab.boxes[name], workshops(lab)[name]
+        box.running, box.record = (), None
+        box.shards = replace(shop, settled=type(shop.settled)(), began={}, looked=False)
+
+
+def switched_on(lab: SplitLab, name: str) -> None:
+    lab.gone.discard(name)
+    lab.moved_s = lab.now_s
+    lab.boxes[name].born_again()
+
+
+def test_after_a_power_cut_everybody_serves_from_what_lies_there(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    before = serving(lab)
+    switched_off(lab, *NAMES)
+    for number, name in enumerate(NAMES, 1):
+        switched_on(lab, name)
+        lab.until(partial(all_serve, lab, *NAMES[:number]), 10)
+        # Long enough for those that are there to be taken for all.
+        lab.run(20)
+    assert serving(lab) == before
+    assert not any(key in shop.began for shop in workshops(lab).values() for key in shop.made)
+
+
+def test_who_is_left_alone_goes_on_and_says_what_it_has(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    lab.die("ada", "cleo")
+    lab.run(30)
+    assert all_serve(lab, "bob")
+    record = lab.boxes["bob"].record
+    assert record is not None
+    (said,) = record.shards
+    assert (said.stage, said.key) == (ShardStage.READY, serving(lab)["bob"])
+    assert said.measured
+    assert workshops(lab)["bob"].in_use == {said.key}
+
+
+def test_a_node_that_is_drained_ends_its_answers_first(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    box = lab.boxes["bob"]
+    engine = box.process(EngineKind.LLAMA, "big")
+    assert engine is not None
+    box.draining = True
+    lab.step()
+    assert box.record is not None
+    assert [one.stage for one in box.record.assignments] == [Stage.DRAINING]
+    now = box.process(EngineKind.LLAMA, "big")
+    assert now is not None
+    assert now.pid == engine.pid, "it may still be read from"
+    lab.until(lambda: box.process(EngineKind.LLAMA, "big") is None, 10)
+    assert all_serve(lab, "ada", "cleo")
+
+
+def test_who_comes_later_gets_logits_though_nobody_has_them_any_more(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    for shop in workshops(lab).values():
+        shop.logits = False
+    sharing_box(lab, "dora", split=Split.NEVER)
+    lab.moved_s = lab.now_s
+    lab.until(lambda: all_serve(lab, *NAMES, "dora"), 120)
+
+
+@pytest.mark.parametrize("capacity", [1, 16, 10**9])
+def test_a_room_that_no_shard_could_fill_keeps_nobody_from_theirs(
+    lab: SplitLab, capacity: int
+) -> None:
+    said = ShardRecord("big", FINGERPRINT, ShardStage.WANTED, capacity)
+    lab.strangers = (NodeRecord("eve", shards=(said,)),)
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
 
 
 def test_another_ranking_changes_nothing_where_nothing_is_gained(lab: SplitLab) -> None:

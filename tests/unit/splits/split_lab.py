@@ -79,6 +79,7 @@ class Box:
     record: NodeRecord | None = None
     pids: int = 0
     down: bool = False
+    draining: bool = False
     shards: Sharding | None = None
 
     def __post_init__(self) -> None:
@@ -136,7 +137,8 @@ class Box:
     def step(self) -> None:
         view = self.lab.view(self.id)
         early = self.lab.now_s - self.born_s < 1.0
-        self._apply(self.think(view, self.engines(), self.guards(), self.seeds(), early=early))
+        seen = (self.engines(), self.guards(), self.seeds())
+        self._apply(self.think(view, *seen, early=early, draining=self.draining))
 
     def think(
         self,
@@ -196,6 +198,8 @@ class SplitLab:
         self.rtt_ms = rtt_ms
         self.boxes: dict[str, Box] = {}
         self.gone: set[str] = set()
+        # Members that say something and do nothing.
+        self.strangers: tuple[NodeRecord, ...] = ()
         self.moved_s: float | None = None
         self.step_s = STEP_S
 
@@ -208,14 +212,16 @@ class SplitLab:
         return box
 
     def view(self, me: str) -> MeshView:
-        members = tuple(
+        members = [
             MemberView(name, 1, Status.ALIVE, box.record)
-            for name, box in sorted(self.boxes.items())
+            for name, box in self.boxes.items()
             if box.record is not None and name not in self.gone
             # It does not remember what it said in an earlier life.
             if name != me or box.last is not None
-        )
-        return MeshView(me, members, hash(members))
+        ]
+        members += [MemberView(one.id, 1, Status.ALIVE, one) for one in self.strangers]
+        members.sort(key=lambda one: one.id)
+        return MeshView(me, tuple(members), hash(tuple(members)))
 
     def rtt(self, me: str) -> tuple[RttRecord, ...]:
         return tuple(
