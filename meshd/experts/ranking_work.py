@@ -91,10 +91,17 @@ class RankingWork:
         show(WorkState(WorkStage.RANKING))
         run = self._thread.run
         calibration = await run(lambda _: self._tools.calibration(wish.texts))
+        about = await run(lambda _: self._about(wish))
+        counted = await run(lambda _: self._counted(wish, calibration, about))
+        if wish.wanted and counted:
+            # The same again would be what comes of it.
+            raise RefusedError(
+                f"no node gives the ranking {wish.wanted} that the mesh settled on, and what was "
+                "counted here is another"
+            )
         folder = self._folder(wish, calibration)
         await run(lambda _: same_model(self._tools, wish.fingerprint, wish.files))
         await run(lambda _: folder.mkdir(parents=True, exist_ok=True))
-        about = await run(lambda _: self._about(wish))
         ranking = await self._tools.count(
             wish.files,
             tuple(Path(text.ranks) for text in wish.texts),
@@ -108,6 +115,10 @@ class RankingWork:
         # Of a file that was replaced meanwhile it is not known which one was counted.
         await run(lambda _: same_model(self._tools, wish.fingerprint, wish.files))
         return ranking_file.checked(ranking, fingerprint=wish.fingerprint, experts=about.experts)
+
+    def _counted(self, wish: RankingWish, calibration: str, about: About) -> bool:
+        found = self._shelf.of(wish.fingerprint, lambda: about.experts)
+        return any(one.calibration == calibration for one in found)
 
     def _about(self, wish: RankingWish) -> About:
         return self._tools.about(wish.files)

@@ -42,6 +42,7 @@ class _Job:
     """:ivar due: what is on disk is to be looked at. :ivar looked_s: when it last was.
 
     :ivar next_s: not to be tried before, on our clock. :ivar made: just now, and to be found.
+    :ivar in_vain: it failed where it was for this node to compute.
     """
 
     wish: Wish
@@ -52,6 +53,7 @@ class _Job:
     next_s: float = 0.0
     began_s: float = 0.0
     made: bool = False
+    in_vain: bool = False
 
     @property
     def key(self) -> str:
@@ -120,7 +122,7 @@ class NodeWorkshop:
             job = _Job(wish)
             old = self._jobs.get(job.key)
             if old is not None and _kin(old.wish) == _kin(wish):
-                if _news(old.wish, wish):
+                if _news(old.wish, wish, in_vain=old.in_vain):
                     old.due, old.next_s = True, 0.0
                     if old is self._current and _other_way(old.wish, wish):
                         self._end()
@@ -235,7 +237,8 @@ class NodeWorkshop:
                 continue
             made, job.made = job.made, False
             if whole:
-                job.failures, job.state = 0, WorkState(WorkStage.READY, 1.0)
+                job.failures, job.in_vain = 0, False
+                job.state = WorkState(WorkStage.READY, 1.0)
             elif made and wish is job.wish:
                 self._failed(job, "what was made is not what was wished")
             elif job.state.stage is WorkStage.READY:
@@ -341,6 +344,7 @@ class NodeWorkshop:
 
     def _failed(self, job: _Job, why: str) -> None:
         job.failures += 1
+        job.in_vain = job.in_vain or job.wish.computes
         job.next_s = self._clock() + retry_s(job.failures)
         job.due = True
         _log.warning(
@@ -393,11 +397,16 @@ def _kin(wish: Wish) -> Wish:
     return replace(wish, holders=(), computes=False, ranking=_ANY)
 
 
-def _news(old: Wish, new: Wish) -> bool:
-    """Whether what could not be done may now be possible."""
+def _news(old: Wish, new: Wish, *, in_vain: bool) -> bool:
+    """Whether what could not be done may now be possible.
+
+    :param in_vain: to compute it has failed. Its turn to do so passes between nodes that all fail,
+        and when it comes back is no reason to hurry.
+    """
     if isinstance(old, RankingWish) and isinstance(new, RankingWish) and old.wanted != new.wanted:
         return True
-    return new.computes != old.computes or bool(set(new.holders) - set(old.holders))
+    turn = new.computes and not old.computes and not in_vain
+    return turn or bool(set(new.holders) - set(old.holders))
 
 
 def _other_way(old: Wish, new: Wish) -> bool:

@@ -267,6 +267,35 @@ async def test_who_should_have_it_and_does_not_is_waited_for_only_so_long(world:
     assert world.log == ["count"]
 
 
+async def test_a_ranking_that_nobody_gives_is_not_counted_for_ever(world: World) -> None:
+    nobody = Holder("a", "127.0.0.1:1")
+    async with world.open() as workshop:
+        workshop.want((world.ranking_wish(nobody, wanted="0" * 16),), ())
+        for _ in range(8):
+            await stage(workshop, MODEL, WorkStage.FAILED)
+            await rounds()
+            world.now_s += 4000
+            await rounds()
+        assert "no node gives" in await stage(workshop, MODEL, WorkStage.FAILED)
+        assert workshop.rankings() == {MODEL: world.ranking()}, "what there is, others may want"
+    assert world.log == ["count"]
+
+
+async def test_a_turn_that_comes_back_does_not_hurry_what_failed(world: World) -> None:
+    world.count.error = UserError("no llama-imatrix")
+    async with world.open() as workshop:
+        workshop.want((world.ranking_wish(),), ())
+        await stage(workshop, MODEL, WorkStage.FAILED)
+        for _ in range(3):
+            workshop.want((world.ranking_wish(computes=False),), ())
+            await rounds()
+            workshop.want((world.ranking_wish(),), ())
+            await rounds()
+        assert world.count.entered == 1
+        world.now_s += RETRY_FIRST_S
+        await until(lambda: world.count.entered == 2)
+
+
 async def test_another_calibration_is_counted_and_the_old_one_serves_until_then(
     world: World,
 ) -> None:
