@@ -71,12 +71,14 @@ def _status(pid: int) -> dict[str, str]:
 
 def _child(pid: int) -> Child | None:
     status = _status(pid)
-    if status.get("Name") not in TOOLS:
+    # The kernel keeps 15 characters of it.
+    name = next((one for one in TOOLS if one[:15] == status.get("Name")), "")
+    if not name:
         return None
     with contextlib.suppress(OSError, IndexError):
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return Child(pid, status["Name"], tuple(words), status, int(stat[16]))
+        return Child(pid, name, tuple(words), status, int(stat[16]))
     return None
 
 

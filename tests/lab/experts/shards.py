@@ -1,4 +1,4 @@
-"""A mixture of experts over lab nodes: who serves it from which shard, and what lies on the disks."""
+"""A mixture of experts over lab nodes: who serves it from which shard, and what lies on disks."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def serves(node: Node) -> bool:
 def offered(node: Node) -> dict[str, Any]:
     """The model in `/v1/models` of a node's gateway; empty while it is not there."""
     reply = node.http("/v1/models", timeout_s=10)
-    found = (one for one in reply.json()["data"] if one["id"] == MODEL) if reply.body else iter(())
-    return next((one["mesh"] for one in found), {})
+    listed = reply.json()["data"] if reply.status == 200 else []
+    return next((one["mesh"] for one in listed if one["id"] == MODEL), {})
 
 
 def replicas(node: Node) -> dict[str, dict[str, Any]]:
