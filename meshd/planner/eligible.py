@@ -12,7 +12,7 @@ from meshd.mesh.record import Assignment, MemoryUse, NodeRecord, Offer, Stage
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.plan import Code, Strategy
 from meshd.planner.wishes import Wanted
-from meshd.quality import quality_of, shortfalls
+from meshd.quality import Fidelity, quality_of, shortfalls
 
 _SERVED = (
     Strategy.SOLO_GPU,
@@ -195,8 +195,9 @@ def _eligible(asked: Wanted, mesh: Mesh) -> Eligible:
             text = f"has other content of that name ({_short(offer.fingerprint)})"
             excluded.setdefault(Code.OTHER_CONTENT, []).append((node, text))
             continue
-        if offer.measured and (missed := shortfalls(quality_of(asked.quality), offer.measured)):
-            excluded.setdefault(Code.BELOW_QUALITY, []).append((node, "; ".join(missed)))
+        part = offer.strategy == Strategy.EXPERT_SHARD
+        if missed := _missed(asked, offer.measured, part=part):
+            excluded.setdefault(Code.BELOW_QUALITY, []).append((node, missed))
             continue
         here, one = assigned.get(node), mesh.known[node]
         if here is None and one.alive and not one.member.record.draining:
@@ -216,11 +217,18 @@ def misplaced(asked: Wanted, one: Known, running: Assignment, fingerprint: str) 
         return f"the configuration names other nodes: {', '.join(sorted(asked.nodes))}"
     if fingerprint and running.fingerprint and running.fingerprint != fingerprint:
         return f"it has other content of that name ({_short(running.fingerprint)})"
-    if running.measured and (missed := shortfalls(quality_of(asked.quality), running.measured)):
-        return "; ".join(missed)
+    if missed := _missed(asked, running.measured, part=running.shard != ""):
+        return missed
     if one.member.record.draining:
         return _DRAINED
     return ""
+
+
+def _missed(asked: Wanted, measured: tuple[Fidelity, ...], *, part: bool) -> str:
+    """By how much what a node says of its shard misses the quality; "" if not, or of no shard."""
+    if part and not measured:
+        return "its shard was not measured"
+    return "; ".join(shortfalls(quality_of(asked.quality), measured)) if measured else ""
 
 
 def summed(memory: tuple[MemoryUse, ...]) -> tuple[MemoryUse, ...]:
