@@ -117,8 +117,9 @@ class _Model:
             return self.exact, None, None
         if self.shards.problem:
             return self._none(Code.NO_ENGINE, self.shards.problem)
-        serves, settled = self.serves, self.shards.targets.get(self.model.name)
-        current = serves.experts if serves is not None else settled.experts if settled else 0
+        settled = self.shards.targets.get(self.model.name)
+        has = self.serves or settled or self._at_hand(facts.experts)
+        current = has.experts if has is not None else 0
         budgets = budgets_of(self.node, self.config)
         room = capacity(facts, self.node, self.config, self.model, budgets, current=current)
         if room >= facts.experts:

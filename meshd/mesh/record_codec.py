@@ -132,6 +132,8 @@ def _check(record: NodeRecord) -> None:
         raise BadRecordError("record: has no id")
     if any(assignment.progress > 1 for assignment in record.assignments):
         raise BadRecordError("record: an assignment's progress is beyond 1")
+    if any(max(shard.progress, shard.mass) > 1 for shard in record.shards):
+        raise BadRecordError("record: a shard's progress or share is beyond 1")
     measured = [fidelity for shard in record.shards for fidelity in shard.measured]
     measured += [fidelity for offer in record.offers for fidelity in offer.measured]
     measured += [fidelity for one in record.assignments for fidelity in one.measured]

@@ -27,10 +27,13 @@ from meshd.mesh.record import (
     Offer,
     Part,
     RttRecord,
+    ShardRecord,
+    ShardStage,
     Stage,
     Wish,
 )
 from meshd.mesh.record_codec import BadRecordError, bounded, decode_record, encode_record
+from meshd.quality import Fidelity
 
 NODE = "abcdefghijklmnop"
 
@@ -46,6 +49,20 @@ FULL = NodeRecord(
     wishes=(Wish("m", "m.gguf", most=2, nodes=("a", "b")),),
     offers=(Offer("m", "f" * 64, "solo-cpu", 4096, 4, (MemoryUse("ram", 1 << 30),), 12.5),),
     assignments=(Assignment("m", "f" * 64, Stage.LOADING, term=3, progress=0.5),),
+    shards=(
+        ShardRecord(
+            "mix",
+            "e" * 16,
+            ShardStage.READY,
+            12,
+            "r" * 16,
+            "k" * 24,
+            12,
+            0.9,
+            measured=(Fidelity("prose", 0.96, 1.04, 0.05),),
+            logits=True,
+        ),
+    ),
     load=(ModelLoad("m", 1, 2, 30.25),),
     rtt=(RttRecord("other", 0.2, 0.3, 1.0),),
     doctor=DoctorSummary(10, 1, 0, "no swap"),
@@ -75,6 +92,9 @@ def test_a_record_of_somebody_else_is_refused() -> None:
         decode_record(encode_record(FULL), "ponmlkjihgfedcba")
 
 
+SHARD: dict[str, Any] = {"model": "mix", "fingerprint": "f", "stage": "ready"}
+PROSE: dict[str, Any] = {"domain": "prose", "top1": 0.9, "perplexity_ratio": 1.1, "kl": 0.1}
+
 BAD: dict[str, dict[str, Any]] = {
     "a wrong type": {"core": "yes"},
     "a number for a text": {"name": 7},
@@ -92,6 +112,23 @@ BAD: dict[str, dict[str, Any]] = {
     "a text too long": {"name": "x" * 600},
     "too many": {"addresses": ["a:1"] * 300},
     "the same twice": {"wishes": [{"model": "m", "source": "a"}, {"model": "m", "source": "b"}]},
+    "less room than none": {"shards": [SHARD | {"capacity": -1}]},
+    "a shard's progress beyond 1": {"shards": [SHARD | {"progress": 1.1}]},
+    "more than all choices": {"shards": [SHARD | {"mass": 1.001}]},
+    "more than all tokens": {"shards": [SHARD | {"measured": [PROSE | {"top1": 1.1}]}]},
+    "an agreement that is no number": {
+        "shards": [SHARD | {"measured": [PROSE | {"top1": math.nan}]}]
+    },
+    "a divergence below 0": {
+        "assignments": [SHARD | {"measured": [PROSE | {"kl": -0.1}]}],
+    },
+    "an offer's loss without end": {
+        "offers": [
+            {"model": "m", "fingerprint": "f", "strategy": "expert-shard"}
+            | {"measured": [PROSE | {"perplexity_ratio": math.inf}]}
+        ]
+    },
+    "two shards of a model": {"shards": [SHARD, SHARD]},
     "no name": {"wishes": [{"model": "", "source": "a"}]},
 }
 

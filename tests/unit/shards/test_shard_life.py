@@ -10,12 +10,16 @@ import pytest
 from meshd.config.settings import Split
 from meshd.experts.shard_key import shard_key
 from meshd.mesh.record import NodeRecord, ShardRecord, ShardStage, Stage
+from meshd.pipeline import node_view
+from meshd.planner.place import budgets_of
 from meshd.planner.plan import Code, Decision, Strategy
 from meshd.planner.reshard import CALM_S, PAUSE_S
+from meshd.planner.shard_capacity import capacity
 from meshd.quality import EXACT, Budget
 from meshd.units.spec import EngineKind
 from tests.unit.shards.shard_lab import FINGERPRINT, MIXTURE, sharing_box, workshops
 from tests.unit.splits.split_lab import SplitLab
+from tests.unit.worlds import hardware
 
 NAMES = ("ada", "bob", "cleo")
 
@@ -249,6 +253,23 @@ def test_after_a_power_cut_everybody_serves_from_what_lies_there(lab: SplitLab) 
         lab.run(20)
     assert serving(lab) == before
     assert not any(key in shop.began for shop in workshops(lab).values() for key in shop.made)
+
+
+def test_a_little_less_memory_after_a_restart_is_no_reason_for_another_shard(
+    lab: SplitLab,
+) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    before = serving(lab)
+    switched_off(lab, "bob")
+    box = lab.boxes["bob"]
+    less = hardware(ram_gib=7.6)
+    box.observation = replace(box.observation, hardware=replace(less, hostname="bob"))
+    (model,) = box.config.models
+    node = node_view(box.config, box.observation, ())
+    assert capacity(MIXTURE, node, box.config, model, budgets_of(node, box.config)) == 11
+    switched_on(lab, "bob")
+    lab.run(30)
+    assert serving(lab) == before
 
 
 def test_who_is_left_alone_goes_on_and_says_what_it_has(lab: SplitLab) -> None:
