@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -141,17 +142,16 @@ def test_knowing_the_domain_pays_where_nodes_differ_by_it() -> None:
     assert special.over_average(special.domains).mean == pytest.approx(0.1)
     # Both are best for all in some chunks; beside either the other one helps.
     assert special.over_best(special.domains).mean == pytest.approx(0.1, abs=0.001)
-    assert by_domain.worth(special)
-    *_, prose, _, overall = by_domain.shown([special]).splitlines()
+    by_mass = replace(row((0.85, 0.75), (0.8, 0.7)), dealt=by_domain.BY_MASS)
+    *_, prose, _, overall = by_domain.shown([by_mass, special]).splitlines()
     assert prose.startswith("| 10/10 | by domain | prose | A 90.0 ± 0.6, B 70.0 ± 0.6 | +10.00 ±")
-    assert overall.endswith(", worth it |")
+    assert overall.endswith("| +5.00 ± 0.00 |")  # 85 instead of 80
 
 
 def test_a_node_that_is_best_at_everything_needs_no_knowledge() -> None:
     one = row((0.9, 0.8), (0.7, 0.6))
     assert one.over_average(one.domains).mean == pytest.approx(0.1)
-    assert one.over_best(one.domains).mean == 0
-    assert not by_domain.worth(one)
+    assert one.over_best(one.domains) == Estimate(0, 0)
 
 
 def test_luck_is_no_knowledge() -> None:
@@ -159,7 +159,6 @@ def test_luck_is_no_knowledge() -> None:
     chunks = (0.5, 0.7) * 4
     lucky = by_domain.Row("", {}, {"A": loss(*chunks), "B": loss(*chunks[1:], 0.5)})
     assert lucky.over_average(("code",)).mean < 0
-    assert not by_domain.worth(lucky)
 
 
 def test_a_domain_is_cut_at_a_paragraph() -> None:
