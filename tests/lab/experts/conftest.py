@@ -15,7 +15,6 @@ from tests.lab.cluster import Cluster
 from tests.lab.conftest import tracked_cluster
 from tests.lab.experts.children import Child, Children, children, kill_brain
 from tests.lab.experts.shards import (
-    MADE_S,
     lay_down_texts,
     own_shard,
     picture,
@@ -60,7 +59,7 @@ def birth(lowerdir: str, scratch: Path) -> Iterator[Birth]:
         with children(nodes.nodes) as watched:
             nodes.start(texts(nodes), settle=False)
             try:
-                counter = wait(lambda: _counting(nodes), FIRST_S, "somebody who counts")
+                (counter,) = wait(lambda: _counting(nodes), FIRST_S, "somebody who counts")
             except LabError as error:
                 raise LabError(f"{error}\n{picture(nodes)}") from None
             counted = tuple(watched.of(counter, "llama-imatrix"))
@@ -70,12 +69,13 @@ def birth(lowerdir: str, scratch: Path) -> Iterator[Birth]:
         yield Birth(nodes, watched, counter, counted, time.monotonic() - began_at)
 
 
-def _counting(nodes: Cluster) -> Node | None:
-    for node in nodes.nodes:
-        one = own_shard(node)
-        if one.get("stage") == "ranking" and one["progress"] >= KILLED_AT:
-            return node
-    return None
+def _counting(nodes: Cluster) -> list[Node]:
+    found = [(node, own_shard(node)) for node in nodes.nodes]
+    return [
+        node
+        for node, one in found
+        if one.get("stage") == "ranking" and one["progress"] >= KILLED_AT
+    ]
 
 
 @pytest.fixture
@@ -83,6 +83,3 @@ def nodes(birth: Birth) -> Cluster:
     """All well: each serves from its shard."""
     put_right(birth.nodes)
     return birth.nodes
-
-
-__all__ = ["MADE_S", "Birth", "Measured"]

@@ -77,7 +77,8 @@ def test_only_one_node_computes_the_whole_models_logits(birth: Birth) -> None:
         node.name: [
             one
             for one in birth.watched.of(node, "llama-perplexity")
-            if "--kl-divergence" not in one.words and one.after("--kl-divergence-base")
+            if one.after("--kl-divergence-base").startswith(f"{STATE}/experts/logits/")
+            and "--kl-divergence" not in one.words
         ]
         for node in birth.nodes.nodes
     }
