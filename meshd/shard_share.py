@@ -20,7 +20,7 @@ from meshd.planner.lenders import own_paces
 from meshd.planner.pace import Pace
 from meshd.planner.place import budgets_for, budgets_of
 from meshd.planner.plan import Code, Decision, Reason, ShardUse
-from meshd.planner.reshard import Keep, Times, next_selection
+from meshd.planner.reshard import CALM_S, Keep, Times, next_selection
 from meshd.planner.shard_capacity import capacity
 from meshd.planner.shard_group import Exact, Group, fastest_exact, group_of
 from meshd.planner.shard_offer import STAYS, WORTH, Fitted, as_shard, fitted, without_shard
@@ -140,9 +140,12 @@ class _Model:
         few = self._too_few(group)
         calm = calm_s >= BEGIN_CALM_S and not early and not few
         target, problem = self._target(group, room, calm_s, calm=calm, few=few)
-        looks = target is not None or not self.shards.looked
-        want = None if few and not looks else self._want(group, target, works=calm)
+        # Who is missed for a moment costs nobody what is under way.
+        goes_on = calm_s < CALM_S or target is not None or not self.shards.looked
+        want = None if few and not goes_on else self._want(group, target, works=calm)
         said = self._stage(said, target, problem)
+        if few and said.stage is ShardStage.WANTED:
+            said = replace(said, detail=few)
         made = self._served(self.exact, target, fit, elsewhere, group)
         if made is self.exact:
             code, why = Code.BEING_MADE if said.ranking else Code.NO_RANKING, words(said)
@@ -235,7 +238,8 @@ class _Model:
             now = Target(found.key, found.selection, found.experts)
         if few:
             # Who made one while others were there needs them no more.
-            return (now if now is not None and now.key in self.shards.shards else None), few
+            made = now is not None and now.key in self.shards.shards
+            return (now if made or calm_s < CALM_S else None), few
         ranking = self.shards.rankings.get(self.candidate.fingerprint)
         if ranking is None or (group.ranking and ranking.digest != group.ranking):
             return now, "its experts are not ranked yet"
@@ -265,7 +269,7 @@ class _Model:
                 known = {node: one for node, one in others.items() if one is not None}
                 return replace(now, others=known), ""
             selection = after.selection
-        elif not calm:
+        elif not calm or (now is not None and calm_s < CALM_S):
             # What is not made yet is made for those who stay.
             return now, "nodes come and go"
         if selection is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from meshd.planner.plan import Code, Decision, Strategy
 from meshd.planner.reshard import CALM_S, PAUSE_S
 from meshd.planner.shard_capacity import capacity
 from meshd.quality import EXACT, Budget
+from meshd.shard_wants import ShardWant
 from meshd.units.spec import EngineKind
 from tests.unit.shards.shard_lab import FINGERPRINT, MIXTURE, sharing_box, workshops
 from tests.unit.splits.split_lab import SplitLab
@@ -283,6 +285,46 @@ def test_who_is_left_alone_goes_on_and_says_what_it_has(lab: SplitLab) -> None:
     assert (said.stage, said.key) == (ShardStage.READY, serving(lab)["bob"])
     assert said.measured
     assert workshops(lab)["bob"].in_use == {said.key}
+
+
+def want_of(lab: SplitLab, name: str) -> ShardWant | None:
+    last = lab.boxes[name].last
+    share = last.share if last is not None else None
+    return next(iter(share.shard_wants), None) if share is not None else None
+
+
+def makes(lab: SplitLab, name: str) -> str:
+    """The key of what it settled on."""
+    want = want_of(lab, name)
+    return want.target.key if want is not None and want.target is not None else ""
+
+
+def test_who_is_missed_for_a_moment_costs_nobody_what_is_under_way(lab: SplitLab) -> None:
+    lab.die("cleo")
+    lab.until(lambda: makes(lab, "ada") and makes(lab, "bob"), 60)
+    before = makes(lab, "ada")
+    assert not workshops(lab)["ada"].made
+    lab.die("bob")
+    since_s = lab.now_s
+    while lab.now_s - since_s < CALM_S - 2 * lab.step_s:
+        lab.step()
+        assert makes(lab, "ada") == before
+    switched_on(lab, "bob")
+    lab.until(lambda: all_serve(lab, "ada", "bob"), 60)
+    assert serving(lab)["ada"] == before
+
+
+def test_who_stays_alone_makes_nothing(lab: SplitLab) -> None:
+    lab.die("cleo")
+    lab.until(lambda: makes(lab, "ada"), 60)
+    lab.die("bob")
+    shop = workshops(lab)["ada"]
+    shop.began = dict.fromkeys((*shop.began, makes(lab, "ada")), math.inf)
+    lab.run(CALM_S + 2)
+    assert want_of(lab, "ada") is None
+    record = lab.boxes["ada"].record
+    assert record is not None
+    assert [one.detail for one in record.shards] == ["no other node has room for a shard of it"]
 
 
 def test_a_node_that_is_drained_ends_its_answers_first(lab: SplitLab) -> None:
