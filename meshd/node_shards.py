@@ -15,7 +15,6 @@ from meshd.experts.texts import texts_of
 from meshd.experts.wish import Holder, RankingWish, ShardWish, Text, Workshop, WorkStage, WorkState
 from meshd.mesh.view import MeshView
 from meshd.mesh_routes import Ways
-from meshd.mesh_share import Share
 from meshd.pipeline import Proposal
 from meshd.shard_wants import Shards, ShardWant, Target
 
@@ -118,7 +117,7 @@ class NodeShards:
         self._workshop.want(
             tuple(rankings),
             tuple(shards),
-            frozenset(want.serves for want in wants if want.serves) | read_by_engines(share),
+            frozenset(want.serves for want in wants if want.serves) | read_by_engines(proposal),
         )
 
     async def close(self) -> None:
@@ -152,10 +151,10 @@ class NodeShards:
         self._wake()
 
 
-def read_by_engines(share: Share | None) -> frozenset[str]:
+def read_by_engines(proposal: Proposal) -> frozenset[str]:
     """Keys of the shards that engines read, also of models that nothing is made for any more."""
-    decisions = share.sharded.values() if share is not None else ()
-    return frozenset(one.shard.key for one in decisions if one.shard is not None)
+    uses = (one.decision.shard for one in proposal.running)
+    return frozenset(use.key for use in uses if use is not None)
 
 
 def ranking_wish(

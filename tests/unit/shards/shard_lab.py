@@ -68,7 +68,7 @@ class LabWorkshop:
         self.settled.look(share.shard_wants, self.lab.now_s)
         self.looked = self.looked or bool(share.shard_wants)
         self.states = {}
-        self.in_use = read_by_engines(share)
+        self.in_use = read_by_engines(proposal)
         for want in share.shard_wants:
             self._rank(ranking_wish(want, TEXTS, share.view, {}))
             ranking = self.found.get(want.fingerprint)
