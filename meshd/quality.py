@@ -78,6 +78,20 @@ def quality_of(text: str) -> Budget:
         return EXACT
 
 
+def strictest(one: Budget, other: Budget) -> Budget:
+    """What keeps both; exact where either is."""
+    if one.exact or other.exact:
+        return EXACT
+    tops = [bound for bound in (one.min_top1, other.min_top1) if bound is not None]
+    ratios = (one.max_perplexity_ratio, other.max_perplexity_ratio)
+    kls = (one.max_kl, other.max_kl)
+    return Budget(
+        max(tops, default=None),
+        min((bound for bound in ratios if bound is not None), default=None),
+        min((bound for bound in kls if bound is not None), default=None),
+    )
+
+
 def checked(budget: Budget) -> Budget:
     """:raises ValueError: a bound that nothing, or everything, would keep."""
     for name, least, most in (

@@ -1,9 +1,9 @@
 """What the mesh is asked to serve: the wishes of every node's configuration, made one.
 
-Where they differ, the mesh does what the most demanding asks for (most replicas, all nodes that
-anybody names), and for what has no "more" (context, slots, quality, source, split) what the node
-with the smallest id says. So that all nodes agree without asking each other; a note says what was
-overruled.
+Where they differ, the mesh does what the most demanding asks for (most replicas, the strictest
+quality, all nodes that anybody names), and for what has no "more" (context, slots, source, split)
+what the node with the smallest id says. So that all nodes agree without asking each other; a note
+says what was overruled.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from meshd.mesh.record import NodeRecord, Wish
 from meshd.mesh.view import MeshView
+from meshd.quality import quality_of, strictest
 
-_OVERRULED = ("source", "context", "slots", "quality", "split")
+_OVERRULED = ("source", "context", "slots", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ class _Sum:
     aliases: set[str]
     nodes: set[str]
     asked_by: list[str]
+    quality: str
     differing: dict[str, tuple[object, str]] = field(default_factory=dict)
+    stricter: set[str] = field(default_factory=set)
 
     def add(self, wish: Wish, node: NodeRecord, order: int, asked_by: list[str]) -> None:
         """:param asked_by: all nodes that say just the same; `node` is the first of them."""
@@ -67,6 +70,11 @@ class _Sum:
             self.most = None if wish.most is None else max(self.most, wish.most)
         self.aliases.update(wish.aliases)
         self.nodes.update(wish.nodes)
+        if wish.quality != self.quality:
+            # What a node asks for is never less than it gets because another one asks for less.
+            both = str(strictest(quality_of(self.quality), quality_of(wish.quality)))
+            self.stricter.update({self.quality, wish.quality})
+            self.quality = both
         for name in _OVERRULED:
             other = getattr(wish, name)
             if other != getattr(self.first, name):
@@ -114,7 +122,7 @@ def _wanted(kinds: list[tuple[NodeRecord, list[str]]]) -> tuple[Wanted, ...]:
             if known is None:
                 known = sums[wish.model] = _Sum(
                     wish, first, order, wish.least, wish.most,
-                    set(wish.aliases), set(wish.nodes), [],
+                    set(wish.aliases), set(wish.nodes), [], wish.quality,
                 )  # fmt: skip
             known.add(wish, first, order, ids)
     ordered = sorted(sums.items(), key=lambda item: (item[1].order, item[0]))
@@ -162,6 +170,9 @@ def _one(model: str, one: _Sum, aliases: tuple[str, ...]) -> Wanted:
         f"{name}: {getattr(one.first, name)!r} on {first}, {other!r} on {node}; {first}'s is used"
         for name, (other, node) in sorted(one.differing.items())
     ]
+    if one.stricter:
+        said = " and ".join(sorted(one.stricter))
+        notes.append(f"quality: {said} are asked for; {one.quality} keeps all of them")
     notes.extend(
         f"alias {alias} is another model's name or alias and is dropped"
         for alias in sorted(one.aliases.difference(aliases) - {model})
@@ -177,7 +188,7 @@ def _one(model: str, one: _Sum, aliases: tuple[str, ...]) -> Wanted:
         slots=one.first.slots,
         least=least,
         most=most,
-        quality=one.first.quality,
+        quality=one.quality,
         aliases=aliases,
         nodes=frozenset(one.nodes),
         split=one.first.split,

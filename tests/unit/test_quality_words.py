@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from meshd.mesh.record import NodeRecord, Wish
 from meshd.mesh.view import MemberView, MeshView, Status
 from meshd.planner.wishes import wanted
-from meshd.quality import EXACT, Budget, Fidelity, parse, quality_of, shortfalls
+from meshd.quality import EXACT, Budget, Fidelity, parse, quality_of, shortfalls, strictest
 
 BUDGETS = st.builds(
     Budget,
@@ -48,8 +48,8 @@ def test_what_cannot_be_read_is_exact(text):
         parse(text)
 
 
-def test_where_configurations_differ_the_first_node_s_counts_and_a_note_says_so():
-    asks = {"a": "exact", "b": "min_top1=0.9"}
+def test_where_configurations_differ_the_strictest_counts_and_a_note_says_so():
+    asks = {"a": "min_top1=0.9", "b": "exact"}
     members = tuple(
         MemberView(
             node,
@@ -61,7 +61,7 @@ def test_where_configurations_differ_the_first_node_s_counts_and_a_note_says_so(
     )
     (one,) = wanted(MeshView("a", members))
     assert one.quality == "exact"
-    assert one.notes == ("quality: 'exact' on a, 'min_top1=0.9' on b; a's is used",)
+    assert one.notes == ("quality: exact and min_top1=0.9 are asked for; exact keeps all of them",)
 
 
 def test_by_how_much_a_bound_is_missed_is_never_rounded_to_the_bound():
@@ -72,3 +72,22 @@ def test_by_how_much_a_bound_is_missed_is_never_rounded_to_the_bound():
         "perplexity on prose is 1.051 times the model's, at most 1.05 may be",
         "KL divergence on prose is 0.101, at most 0.1 may be",
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (Budget(min_top1=0.9), EXACT, EXACT),
+        (EXACT, Budget(max_kl=1), EXACT),
+        (Budget(min_top1=0.9), Budget(min_top1=0.95), Budget(min_top1=0.95)),
+        (Budget(min_top1=0.9), Budget(max_kl=0.1), Budget(min_top1=0.9, max_kl=0.1)),
+        (Budget(max_kl=0.2), Budget(max_kl=0.1), Budget(max_kl=0.1)),
+        (
+            Budget(max_perplexity_ratio=1.1),
+            Budget(max_perplexity_ratio=1.5),
+            Budget(max_perplexity_ratio=1.1),
+        ),
+    ],
+)
+def test_the_strictest_of_two_keeps_both(one: Budget, other: Budget, both: Budget) -> None:
+    assert strictest(one, other) == strictest(other, one) == both

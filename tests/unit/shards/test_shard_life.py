@@ -388,15 +388,23 @@ def test_when_exact_is_asked_the_shards_go() -> None:
     assert not lab.hosts("big")
 
 
-def test_a_looser_wish_of_one_node_is_not_the_meshs() -> None:
+@pytest.mark.parametrize("exact", NAMES)
+def test_who_asks_for_exact_gets_it_whatever_the_others_allow(exact: str) -> None:
     lab = SplitLab()
-    # The first by id counts: exact.
-    sharing_box(lab, "ada", quality=EXACT, split=Split.NEVER)
-    sharing_box(lab, "bob", quality=Budget(min_top1=0.1), split=Split.NEVER)
-    sharing_box(lab, "cleo", quality=Budget(min_top1=0.1), split=Split.NEVER)
+    for name in NAMES:
+        quality = EXACT if name == exact else Budget(min_top1=0.1)
+        sharing_box(lab, name, quality=quality, split=Split.NEVER)
     lab.run(60)
     assert serving(lab) == {}
     assert not any(one.began for one in workshops(lab).values())
+    share = lab.boxes["bob"].last.share  # type: ignore[union-attr]
+    assert share is not None
+    placement = share.plan.placement("big")
+    assert placement is not None
+    assert placement.quality == "exact"
+    assert "quality: exact and min_top1=0.1 are asked for; exact keeps all of them" in (
+        placement.notes
+    )
 
 
 def test_a_slower_exact_split_gives_way_to_shards() -> None:
