@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
+from meshd.experts import tool_child
 from meshd.experts.ranking import RankingError
 from meshd.experts.tool_child import Started
 from meshd.units.dialect import Dialect
@@ -65,11 +65,7 @@ class Program:
         words = _words(self.dialect, model, text, span, output)
         listener = _Listener(span.chunks, progress)
         code = await _run(
-            # A sandbox that allows no niceness is no hindrance: it is said, and the run goes on.
-            ("nice", "-n", str(self.niceness), self.path, *words),
-            listener.hear,
-            self.silence_s,
-            self.started,
+            (self.path, *words), listener.hear, self.silence_s, self.started, self.niceness
         )
         if code != 0 and _TOO_SHORT.search(listener.end):
             return 0
@@ -96,7 +92,7 @@ async def program(
     if binary is None:
         raise RankingError(f"this engine has no {IMATRIX}")
     said = bytearray()
-    code = await _run((binary.path, "--help"), said.extend, _HELP_S, ignored)
+    code = await _run((binary.path, "--help"), said.extend, _HELP_S, ignored, 0)
     if code != 0:
         raise RankingError(f"{IMATRIX} --help: exit {code}: {_complaint(bytes(said))}")
     try:
@@ -110,9 +106,9 @@ def _words(dialect: Dialect, model: str, text: Path, span: Span, output: Path) -
     threads = str(len(os.sched_getaffinity(0)))
     wishes: tuple[tuple[tuple[str, ...], str, bool], ...] = (
         # names, value, whether nothing can be counted without
-        (("--model",), model, True),
-        (("--file",), str(text), True),
-        (("--output",), str(output), True),
+        (("--model",), str(Path(model).absolute()), True),
+        (("--file",), str(text.absolute()), True),
+        (("--output",), str(output.absolute()), True),
         (("--ctx-size",), str(CHUNK_TOKENS), True),
         (("--batch-size",), str(_BATCH_TOKENS), True),
         (("--ubatch-size",), str(_BATCH_TOKENS), True),
@@ -183,42 +179,24 @@ async def _run(
     hear: Callable[[bytes], object],
     silence_s: float,
     started: Started,
+    niceness: int,
 ) -> int:
     """:return: the exit code. :raises RankingError: it does not start, or is silent too long."""
-    # Its own arguments are all that it is to go by.
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith("LLAMA_ARG_")
-    }
-    # Threads that spin while they wait for one that has no processor take it from what serves: on a
-    # busy machine the same work took twice as long, and three times the processor.
-    environment["OMP_WAIT_POLICY"] = "passive"
-    try:
-        child = await asyncio.create_subprocess_exec(
-            # The kernel ends it when we die: one that stands still would never end by itself.
-            *("setpriv", "--pdeathsig", "KILL", "--", *command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=environment,
-        )
-    except OSError as error:
-        raise RankingError(f"{command[0]}: {error.strerror or error}") from error
     clock = asyncio.get_running_loop()
-    assert child.stdout is not None
     try:
-        started(child)
-        async with asyncio.timeout(silence_s) as silence:
-            while piece := await child.stdout.read(65536):
-                hear(piece)
-                silence.reschedule(clock.time() + silence_s)
-            return await child.wait()
+        async with tool_child.child(
+            *command, niceness=niceness, started=started, joined=True
+        ) as process:
+            assert process.stdout is not None
+            async with asyncio.timeout(silence_s) as silence:
+                while piece := await process.stdout.read(65536):
+                    hear(piece)
+                    silence.reschedule(clock.time() + silence_s)
+                return await process.wait()
     except TimeoutError as error:
         raise RankingError(f"{IMATRIX} said nothing for {silence_s:.0f} s") from error
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                child.kill()
-            await asyncio.shield(child.wait())
+    except OSError as error:
+        raise RankingError(f"{command[0]}: {error.strerror or error}") from error
 
 
 def _complaint(said: bytes) -> str:

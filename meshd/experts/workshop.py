@@ -6,70 +6,31 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import structlog
 
 from meshd.experts.bench import Bench
 from meshd.experts.ranking import Ranking
 from meshd.experts.wish import RankingWish, Shard, ShardWish, WorkStage, WorkState
+from meshd.experts.work_job import RETRY_FIRST_S, Job, Wish, kin, name, news, other_way, retry_s
 from meshd.experts.work_tools import SAID, WaitingError, in_words
 from meshd.shared_models import SharedExperts
 
 _log = structlog.get_logger(__name__)
 
-RETRY_FIRST_S = 60.0
-RETRY_LAST_S = 3600.0
 LOOK_S = 1.0
 # A shard's file can be written to by whoever may, which nobody announces here.
 LOOK_AGAIN_S = 30.0
 TIDY_S = 3600.0
 WISHES_MAX = 64
-Wish = RankingWish | ShardWish
-_ANY = Ranking("", "", 0, ())
-
-
-def retry_s(failures: int) -> float:
-    """
-    >>> [retry_s(count) for count in (1, 2, 3, 9)]
-    [60.0, 120.0, 240.0, 3600.0]
-    """
-    return min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 30), RETRY_LAST_S)
-
-
-@dataclass(slots=True)
-class _Job:
-    """:ivar due: what is on disk is to be looked at. :ivar looked_s: when it last was.
-
-    :ivar next_s: not to be tried before, on our clock. :ivar made: just now, and to be found.
-    :ivar in_vain: it failed where it was for this node to compute.
-    """
-
-    wish: Wish
-    state: WorkState = field(default_factory=lambda: WorkState(WorkStage.WAITING))
-    due: bool = True
-    looked_s: float = 0.0
-    failures: int = 0
-    next_s: float = 0.0
-    began_s: float = 0.0
-    made: bool = False
-    in_vain: bool = False
-
-    @property
-    def key(self) -> str:
-        return self.wish.key if isinstance(self.wish, ShardWish) else self.wish.fingerprint
-
-    @property
-    def told(self) -> tuple[str, WorkStage, str, int]:
-        """What others are told of: they know tenths."""
-        return self.key, self.state.stage, self.state.detail, int(self.state.progress * 10)
 
 
 @dataclass(slots=True)
 class _UnderWay:
     """:ivar job: None for what is done when there is nothing to do."""
 
-    job: _Job | None
+    job: Job | None
     task: asyncio.Task[None]
 
 
@@ -95,7 +56,7 @@ class NodeWorkshop:
         self._share = share
         self._clock = clock
         self._look_s = look_s
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._in_use: frozenset[str] = frozenset()
         self._rankings: dict[str, Ranking] = {}
         self._shards: dict[str, Shard] = {}
@@ -116,28 +77,28 @@ class NodeWorkshop:
         shards: tuple[ShardWish, ...],
         in_use: frozenset[str] = frozenset(),
     ) -> None:
-        jobs: dict[str, _Job] = {}
+        jobs: dict[str, Job] = {}
         wishes: tuple[Wish, ...] = (*rankings, *shards)
         for wish in wishes[:WISHES_MAX]:
-            job = _Job(wish)
+            job = Job(wish)
             old = self._jobs.get(job.key)
-            if old is not None and _kin(old.wish) == _kin(wish):
-                if _news(old.wish, wish, in_vain=old.in_vain):
+            if old is not None and kin(old.wish) == kin(wish):
+                if news(old.wish, wish, in_vain=old.in_vain):
                     old.due, old.next_s = True, 0.0
-                    if old is self._current and _other_way(old.wish, wish):
+                    if old is self._current and other_way(old.wish, wish):
                         self._end()
                 old.wish = wish
                 job = old
             jobs[job.key] = job
         if self._current is not None and jobs.get(self._current.key) is not self._current:
             self._end()
-        news = jobs != self._jobs
+        other = jobs != self._jobs
         self._jobs, self._in_use = jobs, in_use
         self._bench.keep(frozenset(jobs) | in_use)
         if self._task is None and jobs:
             self._loop = asyncio.get_running_loop()
             self._task = asyncio.create_task(self._run(), name="workshop of experts")
-        if news:
+        if other:
             self._news.set()
 
     @property
@@ -172,7 +133,7 @@ class NodeWorkshop:
     # -- inside ---------------------------------------------------------------------------------
 
     @property
-    def _current(self) -> _Job | None:
+    def _current(self) -> Job | None:
         return self._under_way.job if self._under_way is not None else None
 
     async def _run(self) -> None:
@@ -199,7 +160,7 @@ class NodeWorkshop:
                 self._end()
                 await asyncio.wait({under_way.task})
 
-    def _due(self) -> list[_Job]:
+    def _due(self) -> list[Job]:
         now_s = self._clock()
         return [
             job
@@ -209,7 +170,7 @@ class NodeWorkshop:
             and job.next_s <= now_s
         ]
 
-    def _stale(self, job: _Job, now_s: float) -> bool:
+    def _stale(self, job: Job, now_s: float) -> bool:
         shard = isinstance(job.wish, ShardWish)
         return shard and job.state.stage is WorkStage.READY and now_s - job.looked_s >= LOOK_AGAIN_S
 
@@ -291,7 +252,7 @@ class NodeWorkshop:
         elif job.state.stage is not WorkStage.FAILED:
             job.state = WorkState(WorkStage.WAITING, detail="waits for a moment without requests")
 
-    def _start(self, job: _Job | None, work: Awaitable[None]) -> None:
+    def _start(self, job: Job | None, work: Awaitable[None]) -> None:
         async def run() -> None:
             try:
                 await work
@@ -307,7 +268,7 @@ class NodeWorkshop:
         self._bench.hold.end()
         self._under_way.task.cancel()
 
-    async def _serve(self, job: _Job) -> None:
+    async def _serve(self, job: Job) -> None:
         wish = job.wish
 
         def show(state: WorkState) -> None:
@@ -335,20 +296,20 @@ class NodeWorkshop:
             self._failed(job, "an error of meshd's own, see its log")
         else:
             seconds = round(self._clock() - job.began_s, 1)
-            _log.info("made", what=_name(wish), model=wish.model, key=job.key, seconds=seconds)
+            _log.info("made", what=name(wish), model=wish.model, key=job.key, seconds=seconds)
             job.made = job.due = True
         if isinstance(wish, ShardWish):
             # Others may have had to make room.
             self._shards = await self._bench.shards_here()
             self._logits = await self._bench.logits_here()
 
-    def _failed(self, job: _Job, why: str) -> None:
+    def _failed(self, job: Job, why: str) -> None:
         job.failures += 1
         job.in_vain = job.in_vain or job.wish.computes
         job.next_s = self._clock() + retry_s(job.failures)
         job.due = True
         _log.warning(
-            "a part of the workshop's work failed", what=_name(job.wish), model=job.wish.model,
+            "a part of the workshop's work failed", what=name(job.wish), model=job.wish.model,
             stage=str(job.state.stage), failures=job.failures, why=why,
         )  # fmt: skip
         job.state = WorkState(WorkStage.FAILED, job.state.progress, why)
@@ -387,35 +348,3 @@ class NodeWorkshop:
             self._shards,
             self.logits(),
         )
-
-
-def _kin(wish: Wish) -> Wish:
-    """What it is that is wished, whoever has it meanwhile and whoever makes it."""
-    if isinstance(wish, RankingWish):
-        return replace(wish, holders=(), computes=False, wanted="")
-    # Its key says by which ranking it was chosen; a newer one may be what is here.
-    return replace(wish, holders=(), computes=False, ranking=_ANY)
-
-
-def _news(old: Wish, new: Wish, *, in_vain: bool) -> bool:
-    """Whether what could not be done may now be possible.
-
-    :param in_vain: to compute it has failed. Its turn to do so passes between nodes that all fail,
-        and when it comes back is no reason to hurry.
-    """
-    if isinstance(old, RankingWish) and isinstance(new, RankingWish) and old.wanted != new.wanted:
-        return True
-    turn = new.computes and not old.computes and not in_vain
-    return turn or bool(set(new.holders) - set(old.holders))
-
-
-def _other_way(old: Wish, new: Wish) -> bool:
-    """Whether what is under way for the old one is of no use for the new one."""
-    if not (isinstance(old, RankingWish) and isinstance(new, RankingWish)):
-        return False
-    fetches = bool(new.holders) and old.computes and not new.computes
-    return old.wanted != new.wanted or fetches
-
-
-def _name(wish: Wish) -> str:
-    return "a shard" if isinstance(wish, ShardWish) else "a ranking"

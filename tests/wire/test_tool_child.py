@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +78,23 @@ def test_complaints_name_the_cause() -> None:
     assert complaint(Ended(1, "", said)) == "exit 1: gguf: no such file"
     assert complaint(Ended(-6, "", "Aborted\n")) == "exit -6: Aborted"
     assert complaint(Ended(0, "", "")) == "exit 0: no message"
+
+
+async def test_it_is_the_first_to_end_where_memory_does() -> None:
+    scores: list[str] = []
+
+    def started(process: asyncio.subprocess.Process) -> None:
+        scores.append(Path(f"/proc/{process.pid}/oom_score_adj").read_text())
+
+    async with child("/bin/sleep", "1000", niceness=0, started=started):
+        pass
+    assert scores == ["1000\n"]
+
+
+async def test_its_log_comes_in_order_where_that_is_wished() -> None:
+    script = "echo 1; echo 2 >&2; echo 3"
+    async with child(
+        "/bin/sh", "-c", script, niceness=0, started=lambda _: None, joined=True
+    ) as process:
+        assert process.stdout is not None
+        assert await process.stdout.read() == b"1\n2\n3\n"

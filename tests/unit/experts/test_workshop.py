@@ -13,7 +13,7 @@ import pytest
 from meshd.errors import UserError
 from meshd.experts.ranking import RankingError
 from meshd.experts.wish import Holder, ShardWish, WorkStage
-from meshd.experts.workshop import RETRY_FIRST_S, retry_s
+from meshd.experts.work_job import RETRY_FIRST_S, retry_s
 from meshd.quality import Fidelity
 from tests.unit.experts.workshop_world import (
     LOGITS,
