@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,14 +49,13 @@ def _pids(listed: Path) -> list[int]:
     return []
 
 
-def kill_brain(node: Node) -> None:
-    """SIGKILL for meshd itself, at once: nothing has to be started in the node for it."""
+def brain_of(node: Node) -> int:
+    """meshd's own process, outside of its node: to kill it at once, nothing has to be started."""
     inner = node.main_pid("meshd")
     for pid in _pids(_meshds(node)):
         status = _status(pid)
         if status.get("NSpid", "").split()[-1:] == [str(inner)]:
-            os.kill(pid, signal.SIGKILL)
-            return
+            return pid
     raise AssertionError(f"{node.name} has no meshd")
 
 

@@ -4,6 +4,8 @@ its experts.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import pytest
 
 from tests.lab.cluster import Cluster
 from tests.lab.conftest import tracked_cluster
-from tests.lab.experts.children import Child, Children, children, kill_brain
+from tests.lab.experts.children import Child, Children, brain_of, children
 from tests.lab.experts.shards import (
     lay_down_texts,
     own_shard,
@@ -63,7 +65,7 @@ def birth(lowerdir: str, scratch: Path) -> Iterator[Birth]:
             except LabError as error:
                 raise LabError(f"{error}\n{picture(nodes)}") from None
             counted = tuple(watched.of(counter, "llama-imatrix"))
-            kill_brain(counter)
+            os.kill(brain_of(counter), signal.SIGKILL)
             wait(lambda: counted[-1].gone, 10, "the end of meshd's child", every_s=0.02)
             wait_shards(nodes, timeout_s=FIRST_S)
         yield Birth(nodes, watched, counter, counted, time.monotonic() - began_at)

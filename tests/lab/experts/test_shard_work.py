@@ -5,6 +5,7 @@ nothing is lost, and nobody else notices.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tests.lab import cluster, inside
 from tests.lab.cluster import Cluster
-from tests.lab.experts.children import Children, children, kill_brain
+from tests.lab.experts.children import Children, brain_of, children
 from tests.lab.experts.conftest import Measured
 from tests.lab.experts.shards import (
     CERTIFICATES,
@@ -71,15 +72,16 @@ def test_meshd_that_is_killed_while_it_writes_and_measures_goes_on(
     with inside.load(asked, MODEL) as (load,), children([victim]) as watched:
         began_at = time.monotonic()
         without_mesh([victim], forget)
+        brain = brain_of(victim)
         wait(partial_file.exists, MADE_S, "a shard that is written", every_s=0.001)
-        kill_brain(victim)
+        os.kill(brain, signal.SIGKILL)
         noted = note.exists()
         assert not noted, "it was written before it could be killed"
         assert not victim.active(UNIT)
         wait(lambda: measuring(watched, victim), MADE_S, "a shard that is measured", every_s=0.02)
         child = watched.of(victim, "llama-perplexity")[-1]
         assert not outside(victim, f"{CERTIFICATES}/{key}.json").exists()
-        kill_brain(victim)
+        os.kill(brain_of(victim), signal.SIGKILL)
         wait(lambda: child.gone, 10, "the end of meshd's child", every_s=0.02)
         assert not victim.active(UNIT)
         wait_shards(nodes, timeout_s=MADE_S)
