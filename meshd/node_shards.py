@@ -9,27 +9,35 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import structlog
+
 from meshd.errors import UserError
 from meshd.experts.ranking import Ranking
-from meshd.experts.texts import texts_of
+from meshd.experts.texts import calibration_digest, texts_of
 from meshd.experts.wish import Holder, RankingWish, ShardWish, Text, Workshop, WorkStage, WorkState
 from meshd.mesh.view import MeshView
 from meshd.mesh_routes import Ways
 from meshd.pipeline import Proposal
-from meshd.shard_wants import Shards, ShardWant, Target
+from meshd.shard_wants import CALIBRATION_DIGITS, Calibration, Shards, ShardWant, Target
+from meshd.stuck_workers import StuckWorkers
 
-Calibration = tuple[tuple[str, str], ...]
+_log = structlog.get_logger(__name__)
 
 _HOLDERS_MOST = 8
-# A file that was not there may have come.
+# A file that was not there may have come, and one that was read may have been changed.
 _TEXTS_AGAIN_S = 60.0
 
 
 @dataclass(slots=True)
 class _Texts:
-    """Of one calibration. :ivar problem: why there are none."""
+    """Of one calibration. :ivar problem: why there are none, or why those are old.
+
+    :ivar seen: size, time and inode of the user's files when they were read.
+    """
 
     texts: tuple[Text, ...] = ()
+    digest: str = ""
+    seen: tuple[object, ...] = ()
     problem: str = ""
     tried_s: float = 0.0
     task: asyncio.Task[None] | None = None
@@ -70,15 +78,18 @@ class NodeShards:
         wake: Callable[[], None],
         *,
         texts: Callable[[Calibration, Path], tuple[Text, ...]] = texts_of,
+        digest: Callable[[tuple[Text, ...]], str] = calibration_digest,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._workshop = workshop
         self._wake = wake
         self._texts_of = texts
+        self._digest_of = digest
         self._clock = clock
         self._known: dict[Calibration, _Texts] = {}
         self._settled = Settled()
+        self._stuck = StuckWorkers()
         self._problems: dict[str, str] = {}
 
     def now(self) -> Shards:
@@ -92,18 +103,22 @@ class NodeShards:
             logits=self._workshop.logits(),
             looked=self._workshop.looked,
             targets=self._settled.targets(self._clock()),
+            passed=self._stuck.passed,
+            calibrations={one: known.digest for one, known in self._known.items() if known.digest},
         )
 
     def took(self, proposal: Proposal, ways: Ways | None) -> None:
         share = proposal.share
         wants = share.shard_wants if share is not None else ()
         self._settled.look(wants, self._clock())
+        if share is not None:
+            self._stuck.look(wants, share.view, self._clock())
         rankings: list[RankingWish] = []
         shards: list[ShardWish] = []
         self._problems = {}
         for want in wants:
             found = self._texts(want.calibration)
-            if found.problem:
+            if found.problem and not found.texts:
                 self._problems[want.fingerprint] = found.problem
             if not found.texts or share is None:
                 continue
@@ -132,23 +147,52 @@ class NodeShards:
 
     def _texts(self, calibration: Calibration) -> _Texts:
         known = self._known.setdefault(calibration, _Texts())
-        again = not known.texts and self._clock() - known.tried_s >= _TEXTS_AGAIN_S
+        if known.texts and not calibration:
+            # What is shipped does not change.
+            return known
+        again = self._clock() - known.tried_s >= _TEXTS_AGAIN_S
         if known.task is None and (again or not known.tried_s):
             known.tried_s = self._clock()
             known.task = asyncio.create_task(self._lay_down(calibration, known))
         return known
 
     async def _lay_down(self, calibration: Calibration, known: _Texts) -> None:
+        problem = ""
         try:
-            known.texts = await asyncio.to_thread(self._texts_of, calibration, self._folder)
-            known.problem = ""
+            found = await asyncio.to_thread(self._read, calibration, known)
+            if found is None and not known.problem:
+                return
+            if found is not None:
+                known.seen, known.texts, known.digest = found
         except UserError as error:
-            known.problem = str(error)
+            problem = str(error)
         except OSError as error:
-            known.problem = f"{error.filename or self._folder}: {error.strerror}"
+            problem = f"{error.filename or self._folder}: {error.strerror}"
         finally:
             known.task = None
+        if problem != known.problem and known.texts and problem:
+            _log.warning("texts that were changed are of no use, the old ones stay", why=problem)
+        known.problem = problem
         self._wake()
+
+    def _read(
+        self, calibration: Calibration, known: _Texts
+    ) -> tuple[tuple[object, ...], tuple[Text, ...], str] | None:
+        """None where nothing changed. Blocks."""
+        # Before they are read: what is written meanwhile is seen next time.
+        seen = tuple(_state(Path(path)) for _, path in calibration)
+        if known.texts and seen == known.seen:
+            return None
+        texts = self._texts_of(calibration, self._folder)
+        return seen, texts, self._digest_of(texts)[:CALIBRATION_DIGITS]
+
+
+def _state(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def read_by_engines(proposal: Proposal) -> frozenset[str]:

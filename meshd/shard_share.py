@@ -10,26 +10,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from meshd.config.settings import Config, ModelSettings, Role
-from meshd.experts.ranking import Ranking, Selection
-from meshd.experts.shard_key import shard_key
 from meshd.experts.wish import Shard, WorkStage, WorkState
 from meshd.mesh.record import NodeRecord, ShardRecord, ShardStage
 from meshd.mesh.view import MeshView
 from meshd.models.facts import GgufFacts
 from meshd.planner.lenders import own_paces
 from meshd.planner.pace import Pace
-from meshd.planner.place import budgets_for, budgets_of
+from meshd.planner.place import budgets_for
 from meshd.planner.plan import Code, Decision, Reason, ShardUse
-from meshd.planner.reshard import CALM_S, Keep, Times, next_selection
+from meshd.planner.reshard import CALM_S
 from meshd.planner.shard_capacity import capacity
 from meshd.planner.shard_group import Exact, Group, fastest_exact, group_of
 from meshd.planner.shard_offer import STAYS, WORTH, Fitted, as_shard, fitted, without_shard
-from meshd.planner.shard_plan import ShardPlan, shard_plan
 from meshd.planner.view import Candidate, NodeView
 from meshd.planner.wishes import Wanted
 from meshd.quality import quality_of, shortfalls
 from meshd.shard_stage import measured, under_way, words
-from meshd.shard_wants import Shards, ShardShare, ShardWant, Target
+from meshd.shard_target import Choosing
+from meshd.shard_wants import CALIBRATION_DIGITS, Shards, ShardShare, ShardWant, Target
+from meshd.split_room import room_beside
 
 # Before work begins that only pays when everybody stays.
 BEGIN_CALM_S = 10.0
@@ -117,10 +116,10 @@ class _Model:
             return self.exact, None, None
         if self.shards.problem:
             return self._none(Code.NO_ENGINE, self.shards.problem)
-        settled = self.shards.targets.get(self.model.name)
-        has = self.serves or settled or self._at_hand(facts.experts)
+        choosing = self._choosing()
+        has = choosing.serves or choosing.settled or choosing.at_hand(facts.experts)
         current = has.experts if has is not None else 0
-        budgets = budgets_of(self.node, self.config)
+        budgets = room_beside(self.node, self.config, self.model.name)
         room = capacity(facts, self.node, self.config, self.model, budgets, current=current)
         if room >= facts.experts:
             return self.exact, None, None
@@ -136,13 +135,16 @@ class _Model:
                 return self._served(self.exact, None, fit, elsewhere, Group()), None, None
             return without_shard(self.exact, slow, fit.tokens_s), None, None
         said = self._said(room)
-        group = group_of(self.view, self.model.name, said, facts)
+        passed = self.shards.passed.get(self.model.name, frozenset())
+        group = group_of(self.view, self.model.name, said, facts, passed)
         few = self._too_few(group)
         calm = calm_s >= BEGIN_CALM_S and not early and not few
-        target, problem = self._target(group, room, calm_s, calm=calm, few=few)
+        target, problem = choosing.target(group, room, calm_s, calm=calm, few=few)
         # Who is missed for a moment costs nobody what is under way.
         goes_on = calm_s < CALM_S or target is not None or not self.shards.looked
-        want = None if few and not goes_on else self._want(group, target, works=calm)
+        # Who has been counted for counts anew only with those who stay.
+        works = calm and not (group.outdated and calm_s < CALM_S)
+        want = None if few and not goes_on else self._want(group, target, works=works)
         said = self._stage(said, target, problem)
         if few and said.stage is ShardStage.WANTED:
             said = replace(said, detail=few)
@@ -166,10 +168,20 @@ class _Model:
     def _none(self, code: Code, text: str) -> tuple[Decision, None, None]:
         return without_shard(self.exact, Reason(code, text)), None, None
 
-    def _fitted(self, experts: int) -> Fitted | None:
-        budgets = budgets_for(
-            self.node, self.config, self.model, budgets_of(self.node, self.config)
+    def _choosing(self) -> Choosing:
+        return Choosing(
+            self.view.me,
+            self.candidate.fingerprint,
+            self.facts,
+            self.model.quality,
+            self.shards,
+            self.shards.targets.get(self.model.name),
+            self.serves,
         )
+
+    def _fitted(self, experts: int) -> Fitted | None:
+        room = room_beside(self.node, self.config, self.model.name)
+        budgets = budgets_for(self.node, self.config, self.model, room)
         return fitted(self.facts, experts, self.model, self.node.gpus, budgets, self.paces)
 
     def _not_worth(self, fit: Fitted, elsewhere: Exact | None) -> Reason | None:
@@ -200,11 +212,13 @@ class _Model:
             logits_holders=tuple(one for one in group.with_logits if one != me),
             target=target,
             serves=serves.key if serves is not None else "",
+            awaited=group.awaited,
         )
 
     def _said(self, room: int) -> ShardRecord:
         fingerprint = self.candidate.fingerprint
         ranking = self.shards.rankings.get(fingerprint)
+        own = any(one.name == self.model.name for one in self.config.models)
         return ShardRecord(
             model=self.model.name,
             fingerprint=fingerprint,
@@ -212,6 +226,8 @@ class _Model:
             capacity=room,
             ranking=ranking.digest if ranking is not None else "",
             logits=fingerprint in self.shards.logits,
+            calibration=self.shards.calibrations.get(self.model.calibration, "") if own else "",
+            ranked_on=ranking.calibration[:CALIBRATION_DIGITS] if ranking is not None else "",
         )
 
     def _too_few(self, group: Group) -> str:
@@ -222,94 +238,6 @@ class _Model:
             nodes = len(group.capacities)
             return f"{nodes} nodes together hold {group.together} of its {experts} experts a layer"
         return ""
-
-    def _target(
-        self, group: Group, room: int, calm_s: float, *, calm: bool, few: str
-    ) -> tuple[Target | None, str]:
-        """The shard to have, and why there is none.
-
-        :param few: why nobody is to make any.
-        """
-        if not self.shards.looked:
-            return None, few or "what lies on this node's disk is looked at"
-        now = self.shards.targets.get(self.model.name)
-        if now is None and (found := self.serves or self._at_hand(room)) is not None:
-            # Of an earlier life.
-            now = Target(found.key, found.selection, found.experts)
-        if few:
-            # Who made one while others were there needs them no more.
-            made = now is not None and now.key in self.shards.shards
-            return (now if made or calm_s < CALM_S else None), few
-        ranking = self.shards.rankings.get(self.candidate.fingerprint)
-        if ranking is None or (group.ranking and ranking.digest != group.ranking):
-            return now, "its experts are not ranked yet"
-        facts, me = self.facts, self.view.me
-        plan = shard_plan(
-            ranking,
-            group.capacities,
-            experts=facts.experts,
-            groups=facts.expert_groups,
-            used=facts.experts_used,
-        )
-        if plan.problem:
-            return now, plan.problem
-        others = self._others(group, plan, now, ranking)
-        selection = plan.selections.get(me)
-        if now is not None and now.key in self.shards.shards:
-            after = next_selection(
-                me,
-                now.selection,
-                plan,
-                ranking,
-                capacity=room,
-                others=others,
-                times=Times(0.0, -calm_s, -now.age_s),
-            )
-            if isinstance(after, Keep):
-                known = {node: one for node, one in others.items() if one is not None}
-                return replace(now, others=known), ""
-            selection = after.selection
-        elif not calm or (now is not None and calm_s < CALM_S):
-            # What is not made yet is made for those who stay.
-            return now, "nodes come and go"
-        if selection is None:
-            return None, "there is no room for a shard any more"
-        key = shard_key(self.candidate.fingerprint, ranking.digest, selection)
-        planned = {node: one for node, one in plan.selections.items() if node != me}
-        age_s = now.age_s if now is not None and now.key == key else 0.0
-        return Target(key, selection, max(map(len, selection)), planned, age_s), ""
-
-    def _at_hand(self, room: int) -> Shard | None:
-        """Of those that lie here and could serve, the one that keeps most."""
-        able = (
-            one
-            for one in self.shards.shards.values()
-            if one.fingerprint == self.candidate.fingerprint
-            and one.experts <= room
-            and not shortfalls(self.model.quality, one.measured)
-        )
-        return max(able, key=lambda one: (one.mass, one.key), default=None)
-
-    def _others(
-        self, group: Group, plan: ShardPlan, now: Target | None, ranking: Ranking
-    ) -> dict[str, Selection | None]:
-        """What the others have, as far as their records' keys tell."""
-        before = now.others if now is not None else {}
-        found: dict[str, Selection | None] = {}
-        for node, key in group.keys.items():
-            if node == self.view.me:
-                continue
-            tried = (plan.selections.get(node), before.get(node))
-            found[node] = next(
-                (
-                    one
-                    for one in tried
-                    if one is not None
-                    and shard_key(self.candidate.fingerprint, ranking.digest, one) == key
-                ),
-                None,
-            )
-        return found
 
     def _stage(self, said: ShardRecord, target: Target | None, problem: str) -> ShardRecord:
         """How far it is, for the others and for people."""

@@ -1,4 +1,4 @@
-"""Whether a split's host has the memory for its own part, beside all else that it does. Pure."""
+"""What a node has for its part of a split, or for a shard, beside all else that it does. Pure."""
 
 from __future__ import annotations
 
@@ -31,6 +31,20 @@ def rooms_beside(node: NodeView, config: Config, own: Sequence[Assignment]) -> d
             if other is not one:
                 rooms[one.model] = less(rooms[one.model], other.memory)
     return rooms
+
+
+def room_beside(node: NodeView, config: Config, model: str) -> Budgets:
+    """What there is for a model that need not run yet, beside the engines of others that do and
+    what this node lends. What only could run takes nothing.
+    """
+    left = budgets_of(node, config)
+    for lent in node.lent:
+        left = less(left, lent.parts)
+    for running in node.running:
+        if running.decision.model != model and (running.resident or running.loading):
+            for use in running.decision.memory:
+                left = left.less(use.device, use.total_bytes)
+    return left
 
 
 def short(decision: Decision, room: Budgets | None) -> bool:

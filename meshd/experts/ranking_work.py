@@ -47,8 +47,8 @@ class RankingWork:
             return next(iter((*right, *found)), None), bool(right)
         calibration = self._tools.calibration(wish.texts)
         own = [one for one in found if one.calibration == calibration]
-        # Another text's is as good for whoever does not count.
-        return next(iter((*own, *found)), None), bool(own or (found and not wish.computes))
+        # Until there is one by the texts that are asked for, another's is better than none.
+        return next(iter((*own, *found)), None), bool(own)
 
     async def make(self, wish: RankingWish, show: Show, failures: int) -> Ranking:
         """:param failures: how often it was tried in vain.

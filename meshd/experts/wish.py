@@ -35,7 +35,8 @@ class RankingWish:
     """:ivar model: for people. :ivar files: of the model, in order.
 
     :ivar computes: whether this node is to count, where nobody has it.
-    :ivar wanted: hash of the ranking that the mesh settled on, "" for any.
+    :ivar wanted: hash of the ranking that the mesh settled on, "" where there is none by the texts
+        that are asked for.
     """
 
     fingerprint: str

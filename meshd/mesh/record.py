@@ -245,6 +245,9 @@ class ShardRecord:
         choices on the calibration text.
     :ivar progress: of the stage, 0 to 1, in steps of a tenth.
     :ivar logits: it has the whole model's logits for others to measure with.
+    :ivar calibration: first 16 hex digits of the digest of the texts that its configuration asks
+        for; "" where that does not name the model, or they are not known yet.
+    :ivar ranked_on: likewise of those that its ranking was counted on.
     """
 
     model: str
@@ -259,6 +262,8 @@ class ShardRecord:
     detail: str = ""
     measured: tuple[Fidelity, ...] = ()
     logits: bool = False
+    calibration: str = ""
+    ranked_on: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,13 @@ class Group:
     """The nodes with room for a shard of one model.
 
     :ivar capacities: experts a layer, by node; ``keys`` of their shards, "" before they are known.
-    :ivar ranking: digest of the ranking that they settle on, "" while nobody has any; ``holders``
-        have it, ``with_logits`` the whole model's logits.
+    :ivar calibration: of the texts that they settle on (`ShardRecord.calibration`), "" while nobody
+        says any.
+    :ivar ranking: digest of the ranking by these that they settle on, "" while nobody has any;
+        ``holders`` have it, ``with_logits`` the whole model's logits.
+    :ivar outdated: nobody has such a ranking, but some have one by other texts.
     :ivar worker: the node that counts, and computes logits, where nobody has done so; "" for none.
+    :ivar awaited: the worker, while there is something for it to do.
     :ivar answering: nodes that serve the model from a shard now, with the shard's key.
     :ivar loading: nodes that load the model just now; ``moving`` those that serve from one shard
         and have another one ready.
@@ -34,10 +38,13 @@ class Group:
 
     capacities: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
+    calibration: str = ""
     ranking: str = ""
+    outdated: bool = False
     holders: tuple[str, ...] = ()
     with_logits: tuple[str, ...] = ()
     worker: str = ""
+    awaited: str = ""
     answering: Mapping[str, str] = field(default_factory=dict)
     loading: tuple[str, ...] = ()
     moving: tuple[str, ...] = ()
@@ -57,8 +64,17 @@ class Exact:
     tokens_s: float
 
 
-def group_of(view: MeshView, model: str, own: ShardRecord, facts: GgufFacts) -> Group:
-    """:param own: this node's part, as it is now. :param facts: of the whole model."""
+def group_of(
+    view: MeshView,
+    model: str,
+    own: ShardRecord,
+    facts: GgufFacts,
+    passed: frozenset[str] = frozenset(),
+) -> Group:
+    """:param own: this node's part, as it is now. :param facts: of the whole model.
+
+    :param passed: nodes that were waited for in vain.
+    """
     # What no shard of it could have is no capacity: it would only keep the others from theirs.
     possible = range(least_experts(facts), facts.experts)
     found = {
@@ -66,21 +82,33 @@ def group_of(view: MeshView, model: str, own: ShardRecord, facts: GgufFacts) -> 
         for node, record, shard in _members(view, model, own)
         if shard.capacity in possible
     }
-    votes = Counter(shard.ranking for _, shard in found.values() if shard.ranking)
-    ranking = min(votes, key=lambda digest: (-votes[digest], digest), default="")
+    could = {
+        node: shard
+        for node, (_, shard) in found.items()
+        if shard.stage is not ShardStage.REFUSED or shard.measured
+    }
+    # Where all were waited for in vain, each is as good as any.
+    could = {node: shard for node, shard in could.items() if node not in passed} or could
+    # What only somebody asks for who cannot count is not waited for.
+    calibration = _most(shard.calibration for shard in could.values())
+    rankings = [shard for _, shard in found.values() if shard.ranking]
+    ranking = _most(shard.ranking for shard in rankings if calibration in ("", shard.ranked_on))
     with_logits = _those(found, lambda shard: shard.logits)
     able = [
         (
+            # Nobody else has the texts.
+            shard.calibration != calibration,
             # Who was measured needs no logits any more, and would compute none for the others.
             bool(shard.measured) and not with_logits,
             # Who can keep it in memory is done sooner.
-            ram_bytes(record) < facts.file_bytes,
+            ram_bytes(found[node][0]) < facts.file_bytes,
             chance(model, node),
             node,
         )
-        for node, (record, shard) in found.items()
-        if shard.stage is not ShardStage.REFUSED or shard.measured
+        for node, shard in could.items()
     ]
+    worker = min(able)[-1] if able else ""
+    busy = worker != "" and (not ranking or not (with_logits or could[worker].measured))
     running = {
         node: one
         for node, (record, _) in found.items()
@@ -89,10 +117,13 @@ def group_of(view: MeshView, model: str, own: ShardRecord, facts: GgufFacts) -> 
     return Group(
         capacities={node: shard.capacity for node, (_, shard) in sorted(found.items())},
         keys={node: shard.key for node, (_, shard) in found.items()},
+        calibration=calibration,
         ranking=ranking,
+        outdated=bool(rankings) and not ranking,
         holders=_those(found, lambda shard: ranking != "" and shard.ranking == ranking),
         with_logits=with_logits,
-        worker=min(able)[-1] if able else "",
+        worker=worker,
+        awaited=worker if busy else "",
         answering={
             node: one.shard
             for node, one in running.items()
@@ -136,6 +167,12 @@ def _members(
             continue
         if not record.draining or record.id == view.me:
             yield record.id, record, shard
+
+
+def _most(said: Iterable[str]) -> str:
+    """What most say, of equals the lowest text; "" where nobody says anything."""
+    votes = Counter(one for one in said if one)
+    return min(votes, key=lambda one: (-votes[one], one), default="")
 
 
 def _alive(view: MeshView) -> Iterable[NodeRecord]:

@@ -306,8 +306,10 @@ async def test_another_calibration_is_counted_and_the_old_one_serves_until_then(
     world.calibration, world.counts = "d" * 64, (40, 10, 20, 30)
     world.count.holds = True
     async with world.open() as workshop:
+        # For whoever does not count.
         workshop.want((world.ranking_wish(computes=False),), ())
-        await stage(workshop, MODEL, WorkStage.READY)
+        await until(lambda: workshop.states()[MODEL].detail.startswith("another node is to count"))
+        assert workshop.rankings() == {MODEL: old}
         assert world.log == ["count"]
         workshop.want((world.ranking_wish(),), ())
         await until(lambda: world.count.entered == 2)

@@ -61,6 +61,8 @@ FULL = NodeRecord(
             0.9,
             measured=(Fidelity("prose", 0.96, 1.04, 0.05),),
             logits=True,
+            calibration="c" * 16,
+            ranked_on="d" * 16,
         ),
     ),
     load=(ModelLoad("m", 1, 2, 30.25),),

@@ -5,7 +5,7 @@ what a shard loses is said by the test.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from meshd.config.settings import Config, ModelSettings, NodeSettings, Reserve
 from meshd.experts.ranking import Ranking
@@ -14,7 +14,8 @@ from meshd.node_shards import Settled, ranking_wish, read_by_engines, shard_wish
 from meshd.pipeline import Proposal
 from meshd.planner.view import Candidate
 from meshd.quality import Budget, Fidelity
-from meshd.shard_wants import Shards
+from meshd.shard_wants import CALIBRATION_DIGITS, Shards
+from meshd.stuck_workers import StuckWorkers
 from tests.unit.planner_shards.rankings import falling
 from tests.unit.splits.split_lab import Box, SplitLab, observation
 from tests.unit.worlds import MIB, facts, hardware, wants
@@ -34,7 +35,11 @@ Loses = Callable[[ShardWish], float]
 
 @dataclass
 class LabWorkshop:
-    """:ivar began: when each piece of work was first wished for."""
+    """:ivar began: when each piece of work was first wished for.
+
+    :ivar calibration: of the texts that its configuration asks for, "" where they are not known.
+    :ivar stuck: nothing is ever begun here.
+    """
 
     lab: SplitLab
     me: str
@@ -46,6 +51,9 @@ class LabWorkshop:
     began: dict[str, float] = field(default_factory=dict)
     logits: bool = False
     settled: Settled = field(default_factory=Settled)
+    workers: StuckWorkers = field(default_factory=StuckWorkers)
+    calibration: str = "c" * 64
+    stuck: bool = False
     counted: int = 0
     broken: str = ""
     in_use: frozenset[str] = frozenset()
@@ -60,12 +68,15 @@ class LabWorkshop:
             dict(self.states),
             frozenset({FINGERPRINT} if self.logits else ()),
             self.settled.targets(self.lab.now_s),
+            self.workers.passed,
+            {(): self.calibration[:CALIBRATION_DIGITS]},
         )
 
     def took(self, proposal: Proposal) -> None:
         share = proposal.share
         assert share is not None
         self.settled.look(share.shard_wants, self.lab.now_s)
+        self.workers.look(share.shard_wants, share.view, self.lab.now_s)
         self.looked = self.looked or bool(share.shard_wants)
         self.states = {}
         self.in_use = read_by_engines(proposal)
@@ -77,7 +88,13 @@ class LabWorkshop:
 
     def _rank(self, wish: RankingWish) -> None:
         have = self.found.get(wish.fingerprint)
-        if have is not None and wish.wanted in ("", have.digest):
+        if have is not None:
+            # As `RankingWork.look` has it.
+            own = have.calibration == self.calibration
+            if own if not wish.wanted else have.digest == wish.wanted:
+                return
+        if self.stuck:
+            self.states[wish.fingerprint] = WorkState(WorkStage.WAITING)
             return
         if self.broken:
             self.states[wish.fingerprint] = WorkState(WorkStage.FAILED, detail=self.broken)
@@ -88,9 +105,10 @@ class LabWorkshop:
                 self.found[wish.fingerprint] = other
             self.states[wish.fingerprint] = WorkState(WorkStage.FETCHING)
         elif wish.computes:
-            if self._done("count", RANK_S):
+            if self._done(f"count {self.calibration}", RANK_S):
                 self.counted += 1
-                self.found[wish.fingerprint] = falling(len(MIXTURE.layers), 16, self.seed)
+                counted = falling(len(MIXTURE.layers), 16, self.seed)
+                self.found[wish.fingerprint] = replace(counted, calibration=self.calibration)
             self.states[wish.fingerprint] = WorkState(WorkStage.RANKING, 0.5)
         else:
             self.states[wish.fingerprint] = WorkState(WorkStage.WAITING, detail="another counts")

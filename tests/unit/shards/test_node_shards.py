@@ -76,6 +76,7 @@ class World:
     now_s: float = 1000.0
     problem: Exception | None = None
     tried: int = 0
+    digest: str = "d" * 64
     woken: int = 0
 
     def texts(self, calibration: object, folder: Path) -> tuple[Text, ...]:
@@ -96,7 +97,12 @@ def world() -> World:
 @pytest.fixture
 async def shards(world: World) -> AsyncIterator[NodeShards]:
     made = NodeShards(
-        Path("/nowhere"), world.told, world.wake, texts=world.texts, clock=lambda: world.now_s
+        Path("/nowhere"),
+        world.told,
+        world.wake,
+        texts=world.texts,
+        digest=lambda texts: world.digest,
+        clock=lambda: world.now_s,
     )
     yield made
     await made.close()
@@ -154,6 +160,47 @@ async def test_texts_that_are_not_there_are_said_and_looked_for_again(
     shards.took(proposal(want()), None)
     assert world.told.rankings_wished
     assert shards.now().states[MODEL].stage is WorkStage.WAITING
+
+
+async def test_a_text_that_was_edited_is_read_again(
+    world: World, shards: NodeShards, tmp_path: Path
+) -> None:
+    text = tmp_path / "contracts.txt"
+    text.write_text("as it was")
+    asked = want(calibration=(("contracts", str(text)),))
+
+    async def look(later_s: float) -> None:
+        world.now_s += later_s
+        shards.took(proposal(asked), None)
+        known = shards._known[asked.calibration]
+        await until(lambda: known.task is None)
+
+    await look(0)
+    assert shards.now().calibrations == {asked.calibration: "d" * 16}
+    await look(60)
+    assert (world.tried, world.woken) == (1, 1), "nothing changed"
+    text.write_text("as it is now")
+    world.digest = "e" * 64
+    await look(59)
+    assert world.tried == 1, "not at every pass"
+    await look(1)
+    assert (world.tried, world.woken) == (2, 2)
+    assert shards.now().calibrations == {asked.calibration: "e" * 16}
+    text.unlink()
+    world.problem = UserError("contracts.txt: is not there")
+    await look(60)
+    shards.took(proposal(asked), None)
+    assert world.told.rankings_wished, "what was read stays"
+    assert shards.now().states[MODEL].stage is WorkStage.WAITING
+    assert shards.now().calibrations == {asked.calibration: "e" * 16}
+
+
+async def test_what_is_shipped_is_not_looked_at_again(world: World, shards: NodeShards) -> None:
+    shards.took(proposal(want()), None)
+    await until(lambda: world.woken)
+    world.now_s += 600
+    shards.took(proposal(want()), None)
+    assert shards._known[()].task is None
 
 
 async def test_a_shard_is_wished_once_its_ranking_is_here(world: World, shards: NodeShards) -> None:

@@ -54,7 +54,7 @@ class Storm:
             box = self._draw.choice(list(self._lab.boxes.values()))
             fault = self._draw.choice(
                 [self._dies, self._brain_goes, self._asks_exact, self._rots, self._fails,
-                 self._loses, self._shrinks]
+                 self._loses, self._shrinks, self._reads_others]
             )  # fmt: skip
             self.events.append(f"{self._lab.now_s:g} {box.id} {fault.__name__}")
             fault(box)
@@ -112,6 +112,10 @@ class Storm:
             workshop(box).made.clear()
 
         self._later(back)
+
+    def _reads_others(self, box: Box) -> None:
+        workshop(box).calibration = self._draw.choice(["b", "d"]) * 64
+        self._later(lambda: setattr(workshop(box), "calibration", "c" * 64))
 
     def _shrinks(self, box: Box) -> None:
         seen = self._seen[box.id]

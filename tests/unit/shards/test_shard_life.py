@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from statistics import mean
 
 import pytest
 
@@ -14,14 +15,16 @@ from meshd.mesh.record import NodeRecord, ShardRecord, ShardStage, Stage
 from meshd.pipeline import node_view
 from meshd.planner.place import budgets_of
 from meshd.planner.plan import Code, Decision, Strategy
-from meshd.planner.reshard import CALM_S, PAUSE_S
+from meshd.planner.reshard import CALM_S, GAIN, PAUSE_S
 from meshd.planner.shard_capacity import capacity
+from meshd.planner.view import Candidate
 from meshd.quality import EXACT, Budget
 from meshd.shard_wants import ShardWant
+from meshd.stuck_workers import PATIENCE_S
 from meshd.units.spec import EngineKind
 from tests.unit.shards.shard_lab import FINGERPRINT, MIXTURE, sharing_box, workshops
 from tests.unit.splits.split_lab import SplitLab
-from tests.unit.worlds import hardware
+from tests.unit.worlds import MIB, facts, hardware, wants
 
 NAMES = ("ada", "bob", "cleo")
 
@@ -361,18 +364,126 @@ def test_a_room_that_no_shard_could_fill_keeps_nobody_from_theirs(
     lab.until(lambda: all_serve(lab, *NAMES), 60)
 
 
-def test_another_ranking_changes_nothing_where_nothing_is_gained(lab: SplitLab) -> None:
+@pytest.mark.parametrize("seed", [1, 5], ids=["the same counts", "other counts"])
+def test_other_texts_are_counted_once_more_while_the_shards_serve(lab: SplitLab, seed: int) -> None:
     lab.until(lambda: all_serve(lab, *NAMES), 60)
     before = serving(lab)
-    one = workshops(lab)["ada"]
-    slightly = one.found[FINGERPRINT]
-    changed = replace(slightly, calibration="d" * 64)
-    for shop in workshops(lab).values():
-        shop.found[FINGERPRINT] = changed
-    assert changed.digest != slightly.digest
+    shops = workshops(lab)
+    old = shops["ada"].found[FINGERPRINT]
+    for shop in shops.values():
+        shop.calibration, shop.seed = "d" * 64, seed
     lab.step_s = 4.0
-    lab.run(PAUSE_S + CALM_S + 60)
+    ends_s = lab.now_s + 2 * PAUSE_S
+    while lab.now_s < ends_s:
+        lab.step()
+        # One after the other may begin anew.
+        assert len(serving(lab)) >= 2
+        if any(shop.found[FINGERPRINT] == old for shop in shops.values()):
+            assert serving(lab) == before, "nothing changes before it is counted"
+            assert {name: makes(lab, name) for name in NAMES} == before
+    assert sum(shop.counted for shop in shops.values()) == 2
+    assert {shop.found[FINGERPRINT].calibration for shop in shops.values()} == {"d" * 64}
+    new = shops["ada"].found[FINGERPRINT]
+    gains = {
+        name: mean(new.masses(shops[name].made[key].selection))
+        - mean(new.masses(shops[name].made[before[name]].selection))
+        for name, key in serving(lab).items()
+    }
+    assert gains.keys() == set(NAMES)
+    for name, gain in gains.items():
+        changed = serving(lab)[name] != before[name]
+        assert changed == (seed == 5), (name, gain)
+        assert not changed or gain >= GAIN
+
+
+def test_other_texts_of_one_node_alone_change_nothing(lab: SplitLab) -> None:
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    before = serving(lab)
+    for name in NAMES:
+        shop = workshops(lab)[name]
+        shop.calibration, shop.seed = "b" * 64, 5
+        lab.step_s = 4.0
+        lab.run(2 * CALM_S)
+        assert sum(one.counted for one in workshops(lab).values()) == 1, name
+        shop.calibration = "c" * 64
+    lab.run(PAUSE_S)
     assert serving(lab) == before
+
+
+@pytest.mark.parametrize("first", NAMES)
+def test_who_alone_asks_for_texts_counts_for_all(lab: SplitLab, first: str) -> None:
+    for name, shop in workshops(lab).items():
+        shop.calibration = "d" * 64 if name == first else ""
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    counted = {name: one.counted for name, one in workshops(lab).items() if one.counted}
+    assert counted == {first: 1}
+
+
+def test_texts_that_only_a_node_knows_that_cannot_count_are_not_waited_for(lab: SplitLab) -> None:
+    # It would be what they settle on: of equals, the lowest.
+    workshops(lab)["ada"].calibration = "a" * 64
+    workshops(lab)["bob"].calibration = ""
+    workshops(lab)["ada"].broken = "no llama-imatrix"
+    lab.until(lambda: all_serve(lab, "bob", "cleo"), 60)
+    found = workshops(lab)["cleo"].found[FINGERPRINT]
+    assert found.calibration == "c" * 64
+
+
+def test_who_is_to_count_and_never_begins_is_passed_over(lab: SplitLab) -> None:
+    for shop in workshops(lab).values():
+        shop.stuck = True
+    lab.step_s = 4.0
+    lab.run(20)
+    (first,) = {want.awaited for name in NAMES if (want := want_of(lab, name)) is not None}
+    for name in NAMES:
+        workshops(lab)[name].stuck = name == first
+    began_s = lab.now_s
+    lab.until(lambda: any(shop.counted for shop in workshops(lab).values()), PATIENCE_S + 60)
+    assert lab.now_s - began_s >= PATIENCE_S - 60, "it is given its time"
+    assert not workshops(lab)[first].counted
+    lab.until(lambda: all_serve(lab, *(name for name in NAMES if name != first)), 120)
+
+
+def test_where_all_are_waited_for_in_vain_each_gets_its_turn_again(lab: SplitLab) -> None:
+    lab.step_s = 4.0
+    for shop in workshops(lab).values():
+        shop.stuck = True
+    turns: list[str] = []
+    while len(turns) < 5:
+        lab.step()
+        assert lab.now_s < 1000 + 6 * PATIENCE_S, turns
+        want = want_of(lab, "ada")
+        if want is not None and want.awaited and turns[-1:] != [want.awaited]:
+            turns.append(want.awaited)
+    assert set(turns[:3]) == set(NAMES)
+    assert turns[3:] == turns[:2]
+    workshops(lab)[turns[1]].stuck = False
+    lab.until(lambda: turns[1] in serving(lab), PATIENCE_S)
+
+
+def test_what_runs_beside_it_leaves_less_room_for_a_shard() -> None:
+    lab = SplitLab()
+    lab.moved_s = lab.now_s
+    for name in NAMES:
+        sharing_box(lab, name, split=Split.NEVER)
+    box = lab.boxes["ada"]
+    small = Candidate("small", facts(layers=2, layer_bytes=512 * MIB), "small:1")
+    models = (*box.config.models, wants("small", context=2048, slots=1, nodes=("ada",)))
+    seen = box.observation
+
+    def room() -> int:
+        assert box.record is not None
+        return box.record.shards[0].capacity
+
+    box.config = replace(box.config, models=models)
+    lab.run(4)
+    alone = room()
+    box.observation = replace(seen, candidates=(*seen.candidates, small))
+    assert room() == alone
+    lab.until(lambda: lab.hosts("small") == ["ada"], 20)
+    lab.run(2)
+    assert 0 < room() < alone
+    assert workshops(lab)["ada"].began == {} or not serving(lab), "nothing else takes memory yet"
 
 
 def test_when_exact_is_asked_the_shards_go() -> None:
