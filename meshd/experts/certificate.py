@@ -16,13 +16,14 @@ from typing import Annotated
 
 import msgspec
 
+from meshd.experts.logits_origin import LogitsOrigin
 from meshd.experts.ranking import Selection
 from meshd.experts.shard_key import shard_key
 from meshd.experts.wish import Shard
 from meshd.files import write_atomically
 from meshd.quality import Fidelity
 
-VERSION = 1
+VERSION = 2
 # 256 layers with all of 512 experts are half of it.
 BYTES_MAX = 1 << 20
 TEXTS_MAX = 16
@@ -51,6 +52,7 @@ class Certificate:
     """Fields as in `wish.Shard`, and:
 
     :ivar texts: SHA-256 of each text that it was measured on, by the text's domain.
+    :ivar logits: the whole model's that it was measured beside, by the text's domain likewise.
     :ivar engine: version of the engine that measured it.
     :ivar tokens: of each text at most.
     """
@@ -66,6 +68,7 @@ class Certificate:
     mass: _Share
     least_mass: _Share
     texts: Annotated[Mapping[_Name, _Sha256], msgspec.Meta(min_length=1, max_length=TEXTS_MAX)]
+    logits: Annotated[Mapping[_Name, LogitsOrigin], msgspec.Meta(max_length=TEXTS_MAX)]
     engine: Annotated[str, msgspec.Meta(max_length=200)]
     tokens: _Count
     measured: Annotated[tuple[Fidelity, ...], msgspec.Meta(max_length=TEXTS_MAX)]
@@ -152,6 +155,8 @@ def _problem(found: Certificate, key: str) -> str:
     domains = [one.domain for one in found.measured]
     if sorted(domains) != sorted(found.texts):
         return "it was not measured on each of its texts once"
+    if found.logits.keys() != found.texts.keys():
+        return "it does not say for each of its texts whose logits it was measured beside"
     return "" if all(_possible(one) for one in found.measured) else "its figures cannot be"
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from meshd.engine.build import EngineBuild
 from meshd.experts.counting import Counting, Counts, Piece
 from meshd.experts.imatrix_file import read_counts
-from meshd.experts.imatrix_run import CHUNK_TOKENS, SILENCE_S, Program, Span, ignored, program
+from meshd.experts.imatrix_run import CHUNK_TOKENS, SILENCE_S, Program, Span, program
 from meshd.experts.ranking import Ranking, RankingError
 from meshd.experts.ranking_file import checked
 from meshd.experts.texts import digest_of
-from meshd.experts.tool_child import Started
+from meshd.experts.tool_child import Started, ignored
 
 # 16 384 tokens of each text: how much the order gains by more is in docs/experts.md.
 TEXT_CHUNKS = 32

@@ -13,7 +13,7 @@ from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.experts import tool_child
 from meshd.experts.ranking import RankingError
-from meshd.experts.tool_child import Started
+from meshd.experts.tool_child import Started, ignored
 from meshd.units.dialect import Dialect
 
 IMATRIX = "llama-imatrix"
@@ -74,10 +74,6 @@ class Program:
         if listener.chunks is None:
             raise RankingError(f"{IMATRIX} did not say how much it counted")
         return listener.chunks
-
-
-def ignored(_: asyncio.subprocess.Process) -> None:
-    """Where nobody wants to know of a child."""
 
 
 async def program(

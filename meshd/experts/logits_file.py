@@ -56,6 +56,10 @@ class LogitsError(ValueError):
     """It cannot be measured with this file; the message says why in one sentence."""
 
 
+class DifferError(LogitsError):
+    """They are not those of the model or the text that they are said to be of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """:ivar vocabulary: how many tokens there are. :ivar chunks: of `CHUNK_TOKENS` each."""
@@ -159,6 +163,40 @@ def seal(path: Path, *, tokens: int = TOKENS, stopped: Callable[[], bool] = lamb
         _, digest = _scan(file, None, tokens, stopped, 0)
         file.write(_TRAILER + digest)
         os.fsync(file.fileno())
+
+
+def difference(theirs: bytes, ours: bytes) -> str:
+    """Between what two files of logits begin with, for people."""
+    there, here = read_header(theirs), read_header(ours)
+    if there.vocabulary != here.vocabulary:
+        return (
+            f"it is of a vocabulary of {there.vocabulary} tokens, the model has {here.vocabulary}"
+        )
+    if there.chunks != here.chunks:
+        return f"it has {there.chunks} chunks of the text, which has {here.chunks}"
+    return "it is of another text, or of a model that cuts this one into other tokens"
+
+
+def excerpt(path: Path, chunk: int, target: Path) -> None:
+    """One chunk of it as a file that llama-perplexity reads, so that it computes no more than that.
+
+    It wants two chunks at least: the second is a hole. :param target: is there, and is overwritten.
+    :raises LogitsError: these are no logits, or too few. :raises OSError: as for any file.
+    """
+    header, begin = begin_of(path)
+    two = Header(header.vocabulary, _CHUNKS_MIN)
+    first = HEADER_BYTES + 4 * CHUNK_TOKENS * chunk
+    tokens = begin[first : first + 4 * CHUNK_TOKENS]
+    rows_bytes = SCORED * header.row_bytes
+    with path.open("rb") as source, target.open("r+b") as file:
+        file.write(_HEADER.pack(_MAGIC, CHUNK_TOKENS, two.vocabulary, two.chunks) + 2 * tokens)
+        source.seek(header.begin_bytes + chunk * rows_bytes)
+        left = rows_bytes
+        while left:
+            piece = _exactly(source, min(left, _ROWS_BYTES))
+            file.write(piece)
+            left -= len(piece)
+        file.truncate(two.written_bytes)
 
 
 def _scan(

@@ -3,6 +3,7 @@
 =========================  =========================================================
 MODEL-TEXT-TOKENS.logits   whole, as `logits_file` has them; the modification time is
                            when they were last used
+MODEL-TEXT-TOKENS.node     id of the node that gave these, empty where this one computed them
 NAME.part                  what was fetched of one so far; gone on with for a day
 ...                        what a killed process left half done: goes when it is met
 =========================  =========================================================
@@ -20,7 +21,7 @@ import structlog
 
 from meshd.errors import UserError
 from meshd.experts.logits_file import TOKENS
-from meshd.files import sync_folder
+from meshd.files import sync_folder, write_atomically
 from meshd.seeding.quota import Disk, Held, Quota, evictions
 
 _log = structlog.get_logger(__name__)
@@ -28,6 +29,8 @@ _log = structlog.get_logger(__name__)
 QUOTA = Quota(share=0.1)
 FILES_MAX = 256
 PART_STAYS_S = 86_400
+_LOGITS, _NODE = ".logits", ".node"
+_NODE_ID = re.compile(r"[0-9A-Za-z._-]{0,128}")
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -57,7 +60,8 @@ class LogitsStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in list(self.folder.iterdir()):
             young = self._clock() - path.lstat().st_mtime < PART_STAYS_S
-            if _named(path) is None and not (path.suffix == ".part" and young):
+            noted = path.suffix == _NODE and path.with_suffix(_LOGITS).exists()
+            if _named(path) is None and not noted and not (path.suffix == ".part" and young):
                 _log.info("what was half done of logits was removed", file=path.name)
                 path.unlink()
 
@@ -69,7 +73,26 @@ class LogitsStore:
         """
         if not _FINGERPRINT.fullmatch(fingerprint) or not _SHA256.fullmatch(text):
             raise UserError(f"{fingerprint!r}, {text!r}: no logits can be of these")
-        return self.folder / f"{fingerprint}-{text}-{TOKENS}.logits"
+        return self.folder / f"{fingerprint}-{text}-{TOKENS}{_LOGITS}"
+
+    def comes(self, path: Path, node: str) -> None:
+        """The logits that lie there next are this node's, "" for our own: said before they do.
+
+        :raises UserError: a node cannot have such an id. :raises OSError: it cannot be written.
+        """
+        if not _NODE_ID.fullmatch(node):
+            raise UserError(f"{node[:128]!r}: no node has such an id")
+        path.unlink(missing_ok=True)
+        write_atomically(path.with_suffix(_NODE), node.encode())
+
+    def origin(self, path: Path) -> str | None:
+        """The node that gave these logits, "" for our own; None where nobody knows."""
+        try:
+            with path.with_suffix(_NODE).open("rb") as file:
+                said = file.read(129).decode(errors="replace")
+        except OSError:
+            return None
+        return said if _NODE_ID.fullmatch(said) else None
 
     def used(self, path: Path) -> None:
         """They are needed now. :raises OSError: that cannot be written down."""
@@ -108,11 +131,15 @@ class LogitsStore:
         for name in (*gone, *(one.cache_name for one in left[FILES_MAX:])):
             _log.info("logits were removed", file=name)
             (self.folder / name).unlink(missing_ok=True)
+            if name.endswith(_LOGITS):
+                (self.folder / name).with_suffix(_NODE).unlink(missing_ok=True)
         if gone:
             sync_folder(self.folder)
 
     def _held(self) -> Iterator[Held]:
         for path in self.folder.iterdir():
+            if path.suffix == _NODE:
+                continue
             try:
                 about = path.lstat()
             except FileNotFoundError:

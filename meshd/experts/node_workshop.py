@@ -14,6 +14,7 @@ from meshd.experts import logits_file
 from meshd.experts.bench import Bench
 from meshd.experts.hold import Hold
 from meshd.experts.imatrix import count_experts
+from meshd.experts.logits_trial import try_logits
 from meshd.experts.perplexity import measure, save_logits
 from meshd.experts.shard_writer import shard_bytes, write_shard
 from meshd.experts.texts import calibration_digest
@@ -50,6 +51,7 @@ def node_workshop(
         write=write_shard,
         shard_bytes=shard_bytes,
         save_logits=save_logits,
+        try_logits=try_logits,
         measure=measure,
         logits_bytes=logits_file.logits_bytes,
         check_logits=logits_file.check,
@@ -73,4 +75,5 @@ def about(files: tuple[str, ...]) -> About:
             for layer in facts.layers
         ),
         facts.vocabulary_size,
+        facts.experts_used,
     )

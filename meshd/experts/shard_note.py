@@ -11,6 +11,7 @@ from typing import Annotated
 
 import msgspec
 
+from meshd.experts.logits_origin import LogitsOrigin
 from meshd.quality import Fidelity
 
 VERSION = 1
@@ -28,10 +29,14 @@ class NoteError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured so far. :ivar text: its SHA-256."""
+    """What was measured so far. :ivar text: its SHA-256.
+
+    :ivar logits: beside which; None in notes that earlier versions left.
+    """
 
     text: _Sha256
     measured: Fidelity
+    logits: LogitsOrigin | None = None
 
 
 @dataclass(frozen=True, slots=True)

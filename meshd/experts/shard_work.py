@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from meshd.experts import certificate as certificates
 from meshd.experts.certificate import Certificate, CertificateError
 from meshd.experts.hold import Hold
 from meshd.experts.logits_file import TOKENS
+from meshd.experts.logits_origin import LogitsOrigin
 from meshd.experts.ranking_work import Show, same_model
 from meshd.experts.shard_key import shard_key
 from meshd.experts.shard_note import TEXTS_MAX, Figure, ShardNote
 from meshd.experts.shard_shelf import ShardShelf
 from meshd.experts.stoppable_thread import StoppableThread
-from meshd.experts.whole_logits import Sample, WholeLogits, samples_of
+from meshd.experts.whole_logits import Base, Sample, WholeLogits, samples_of
 from meshd.experts.wish import Shard, ShardWish, WorkStage, WorkState
 from meshd.experts.work_tools import RefusedError, Tools, WaitingError
 from meshd.quality import Fidelity
@@ -97,21 +98,23 @@ class ShardWork:
         about = await run(lambda _: self._tools.about(wish.files))
         await run(lambda stopped: self._write(wish, show, stopped))
         note = await run(lambda _: self._noted(wish))
-        known = {figure.text for figure in note.figures}
+        known = _known(note)
         lacking = [one for one in samples if one.sha256 not in known]
+        if await run(lambda _: self._certified(note)) is not None:
+            show = _meanwhile(show, lacking)
         parts = {one.sha256: _nth(show, number, len(samples)) for number, one in enumerate(samples)}
         # All logits first: where another node is to compute some of them, none is measured yet.
-        files = [
+        bases = [
             await self._logits.on(wish, about, sample, parts[sample.sha256], failures)
             for sample in lacking
         ]
-        for sample, logits in zip(lacking, files, strict=True):
+        for sample, base in zip(lacking, bases, strict=True):
             try:
-                await self._measure(wish, sample, logits, parts[sample.sha256])
+                await self._measure(wish, sample, base, parts[sample.sha256])
             except UserError:
                 if failures:
                     # Once may be bad luck; twice, and they may be what is wrong.
-                    await run(lambda _: logits.unlink(missing_ok=True))  # noqa: B023
+                    await run(lambda _: base.path.unlink(missing_ok=True))  # noqa: B023
                 raise
         build = await run(lambda _: self._tools.build())
         await run(lambda _: self._certify(wish, samples, build))
@@ -137,13 +140,13 @@ class ShardWork:
         )
         self._shelf.adopt(wish.key, wish.fingerprint, written)
 
-    async def _measure(self, wish: ShardWish, sample: Sample, logits: Path, show: Show) -> None:
+    async def _measure(self, wish: ShardWish, sample: Sample, base: Base, show: Show) -> None:
         show(WorkState(WorkStage.CERTIFYING))
         run = self._thread.run
         measured = await self._tools.measure(
             self._shelf.path(wish.key),
             sample.path,
-            logits,
+            base.path,
             sample.text.domain,
             await run(lambda _: self._tools.build()),
             progress=lambda share: show(WorkState(WorkStage.CERTIFYING, share)),
@@ -153,7 +156,7 @@ class ShardWork:
         def remember(_: Callable[[], bool]) -> None:
             note = self._noted(wish)
             others = tuple(one for one in note.figures if one.text != sample.sha256)
-            figures = (*others, Figure(sample.sha256, measured))[-TEXTS_MAX:]
+            figures = (*others, Figure(sample.sha256, measured, base.origin))[-TEXTS_MAX:]
             self._shelf.remember(replace(note, figures=figures))
 
         await run(remember)
@@ -166,7 +169,7 @@ class ShardWork:
 
     def _certify(self, wish: ShardWish, samples: tuple[Sample, ...], build: EngineBuild) -> None:
         note = self._noted(wish)
-        figures = _figures(note, samples)
+        figures, known = _figures(note, samples), _known(note)
         if figures is None:
             raise RefusedError(f"{self._shelf.path(wish.key)}: it was changed by somebody else")
         kept = [wish.ranking.mass(block, ids) for block, ids in enumerate(wish.selection) if ids]
@@ -184,6 +187,7 @@ class ShardWork:
                 mass=sum(kept) / len(kept),
                 least_mass=min(kept),
                 texts={one.text.domain: one.sha256 for one in samples},
+                logits={one.text.domain: known[one.sha256][1] for one in samples},
                 engine=f"{build.version} {build.package}".strip(),
                 tokens=TOKENS,
                 measured=figures,
@@ -210,10 +214,22 @@ class ShardWork:
 
 def _figures(note: ShardNote, samples: tuple[Sample, ...]) -> tuple[Fidelity, ...] | None:
     """Of each text; None where one was not measured."""
-    known = {figure.text: figure.measured for figure in note.figures}
+    known = _known(note)
     if any(sample.sha256 not in known for sample in samples):
         return None
-    return tuple(replace(known[one.sha256], domain=one.text.domain) for one in samples)
+    return tuple(replace(known[one.sha256][0], domain=one.text.domain) for one in samples)
+
+
+def _known(note: ShardNote) -> dict[str, tuple[Fidelity, LogitsOrigin]]:
+    """By the text's SHA-256; what was measured beside nobody knows whose logits is none."""
+    return {one.text: (one.measured, one.logits) for one in note.figures if one.logits is not None}
+
+
+def _meanwhile(show: Show, lacking: Sequence[Sample]) -> Show:
+    """For a shard that serves on what was measured before: what is not known of it yet."""
+    texts = ", ".join(one.text.domain for one in lacking)
+    detail = f"it is measured on {texts}" if texts else ""
+    return lambda state: show(replace(state, detail=state.detail or detail))
 
 
 def _nth(show: Show, number: int, count: int) -> Show:

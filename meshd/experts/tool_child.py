@@ -23,6 +23,10 @@ Started = Callable[[asyncio.subprocess.Process], None]
 """Told of each child, so that it can be made to stand still."""
 
 
+def ignored(_: asyncio.subprocess.Process) -> None:
+    """Where nobody wants to know of a child."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """:ivar code: its exit status. :ivar out: the end of what it said, `errors` of its log.

@@ -111,16 +111,26 @@ class Measure(Protocol):
     ) -> Awaitable[Fidelity]: ...
 
 
+class TryLogits(Protocol):
+    def __call__(
+        self, model: Path, text: Path, logits: Path, build: EngineBuild, *, started: Started
+    ) -> Awaitable[None]:
+        """:raises DifferError: these are not the whole model's on this text."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class About:
     """A model, as far as it matters here.
 
     :ivar experts: by block, 0 of one without routed experts.
     :ivar vocabulary: how many tokens it has.
+    :ivar used: experts that each token chooses in a block; 0 where that is not known.
     """
 
     experts: tuple[int, ...]
     vocabulary: int
+    used: int = 0
 
 
 class CheckLogits(Protocol):
@@ -131,7 +141,7 @@ class CheckLogits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """All but `count`, `save_logits` and `measure` block, and are called in threads.
+    """All but `count`, `save_logits`, `try_logits` and `measure` block, and are called in threads.
 
     :ivar build: the engine. :raises UserError: there is none that could do this.
     :ivar logits_bytes: that the whole model's logits on a text have at most, by its vocabulary.
@@ -146,6 +156,7 @@ class Tools:
     write: Write
     shard_bytes: Callable[[tuple[str, ...], Selection], int]
     save_logits: SaveLogits
+    try_logits: TryLogits
     measure: Measure
     logits_bytes: Callable[[int], int]
     check_logits: CheckLogits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,8 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from meshd.errors import UserError
 from meshd.experts import ranking_file
+from meshd.experts.certificate import read
 from meshd.experts.wish import Holder, WorkStage
 from meshd.gateway.model_table import read_models, write_models
 from meshd.shared_models import SharedExperts, share_models
@@ -152,6 +156,66 @@ async def test_logits_that_are_none_are_computed_here_after_some_tries(
         await stage(workshop, world.key, WorkStage.READY)
     assert world.log == ["write", "logits prose", "logits code", "measure prose", "measure code"]
     assert all(map(right, world.shared[MODEL].logits.values()))
+
+
+async def test_logits_of_something_else_are_refused_and_computed_here_at_once(
+    world: World, tmp_path: Path
+) -> None:
+    forged = tmp_path / "forged"
+    forged.write_bytes(LOGITS + b"the shard itself")
+    async with maker(tmp_path) as other, world.open() as workshop:
+        table = other.running.routes.with_name("models.json")
+        logits = read_models(table)[MODEL].logits
+        prose = hashlib.sha256(b"prose to measure").hexdigest()
+        await asyncio.to_thread(change, other, logits={**logits, prose: str(forged)})
+        wish = world.shard_wish(holder(other), computes=False)
+        with capture_logs() as said:
+            workshop.want((), (wish,))
+            await stage(workshop, world.key, WorkStage.READY)
+    assert world.log == ["write", "logits prose", "measure prose", "measure code"]
+    (blamed,) = (one for one in said if "are not this model's" in one["event"])
+    assert (blamed["node"], blamed["text"]) == (other.id, "prose")
+    found = read(world.paths.experts / f"certificates/{world.key}.json", key=world.key)
+    assert (found.logits["prose"].node, found.logits["code"].node) == ("", other.id)
+    assert all(map(right, world.shared[MODEL].logits.values()))
+    assert not list((world.paths.experts / "logits").glob("*.part"))
+
+
+async def test_who_gave_something_else_is_passed_over_for_the_next(
+    world: World, tmp_path: Path
+) -> None:
+    forged = tmp_path / "forged"
+    forged.write_bytes(LOGITS + b"the shard itself")
+    async with maker(tmp_path) as other, world.open() as workshop:
+        table = other.running.routes.with_name("models.json")
+        logits = read_models(table)[MODEL].logits
+        await asyncio.to_thread(change, other, logits=dict.fromkeys(logits, str(forged)))
+        gone = Holder("n-gone", "127.0.0.1:9")
+        workshop.want((), (world.shard_wish(holder(other), gone, computes=False),))
+        await stage(workshop, world.key, WorkStage.FAILED)
+        assert world.trial.entered == 1
+        for tries in (1, 2):
+            # Whoever is gone may come back; the other one is not asked again.
+            world.now_s += 3600
+            await until(lambda: workshop.states()[world.key].stage is not WorkStage.FAILED)
+            await stage(workshop, world.key, WorkStage.FAILED)
+            assert world.trial.entered == 1, tries
+    assert world.log == ["write"]
+
+
+async def test_logits_that_cannot_be_tried_are_neither_believed_nor_fetched_again(
+    world: World, tmp_path: Path
+) -> None:
+    world.trial.error = UserError("no llama-perplexity")
+    async with maker(tmp_path) as other, world.open() as workshop:
+        workshop.want((), (world.shard_wish(holder(other), computes=False),))
+        assert "no llama-perplexity" in await stage(workshop, world.key, WorkStage.FAILED)
+        assert workshop.logits() == frozenset()
+        assert len(list((world.paths.experts / "logits").glob("*.part"))) == 1
+        world.trial.error = None
+        world.now_s += 3600
+        await stage(workshop, world.key, WorkStage.READY)
+    assert world.log == ["write", "measure prose", "measure code"]
 
 
 async def test_a_text_that_nobody_else_has_is_computed_here_at_once(

@@ -14,6 +14,7 @@ from hypothesis import strategies as some
 
 from meshd.experts import certificate
 from meshd.experts.certificate import BYTES_MAX, Certificate, CertificateError
+from meshd.experts.logits_origin import LogitsOrigin
 from meshd.experts.shard_key import shard_key
 from meshd.experts.wish import Shard
 from meshd.quality import Fidelity
@@ -33,6 +34,7 @@ GOOD = Certificate(
     mass=0.8,
     least_mass=0.7,
     texts={"prose": "b" * 64, "contracts": "c" * 64},
+    logits={"prose": LogitsOrigin("d" * 64), "contracts": LogitsOrigin("e" * 64, "n-other")},
     engine="0.7.0 1:0.7.0+dfsg-2",
     tokens=6144,
     measured=(Fidelity("prose", 0.97, 1.03, 0.02), Fidelity("contracts", 0.9, 1.1, 0.2)),
@@ -87,8 +89,8 @@ def measured(**changes: Any) -> bytes:
         (b"\xff\xfe", "malformed"),
         (b"[" * 100_000, "malformed"),
         (b" " * (BYTES_MAX + 1), "bytes"),
-        (changed(version=2), "version 2, not 1"),
-        (changed(version="1"), "malformed"),
+        (changed(version=1), "version 1, not 2"),
+        (changed(version="2"), "malformed"),
         (changed(key="another"), "another shard"),
         (changed(fingerprint="0" * 16), "its experts"),
         (changed(ranking="0" * 16), "its experts"),
@@ -110,6 +112,11 @@ def measured(**changes: Any) -> bytes:
         (changed(texts={"prose": "b" * 64}), "each of its texts"),
         (changed(texts={"prose": "b" * 64, "contracts": "../../etc"}), "malformed"),
         (changed(texts={"prose": "b" * 64, "": "c" * 64}), "malformed"),
+        (changed(logits={}), "whose logits"),
+        (changed(logits={"prose": {"sha256": "d" * 64}}), "whose logits"),
+        (changed(logits={"prose": {"sha256": "d" * 64}, "poems": {"sha256": "e" * 64}}), "whose"),
+        (changed(logits={"prose": {"sha256": "../x"}}), "malformed"),
+        (changed(logits={"prose": {"sha256": "d" * 64, "node": "n" * 129}}), "malformed"),
         (changed(tokens=0), "malformed"),
         (changed(engine="x" * 201), "malformed"),
         (changed(measured=[]), "each of its texts"),

@@ -186,3 +186,22 @@ def test_what_is_read_is_bounded(tmp_path: Path) -> None:
     os.truncate(path, Header(4_000_000, 12).file_bytes)
     with pytest.raises(LogitsError, match="add up"):
         check(path)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_one_chunk_by_itself_is_a_file_for_the_tool(path: Path, chunk: int) -> None:
+    target = path.with_name("part")
+    target.write_bytes(b"x" * 2 * len(WRITTEN))
+    seal(path)
+    logits_file.excerpt(path, chunk, target)
+    whole, found = Header(VOCABULARY, CHUNKS), Header(VOCABULARY, 2)
+    header, begin = logits_file.begin_of(target)
+    assert header == found
+    data, tokens = target.read_bytes(), 4 * CHUNK_TOKENS
+    first = HEADER_BYTES + chunk * tokens
+    assert begin[HEADER_BYTES:] == 2 * WRITTEN[first : first + tokens]
+    rows = SCORED * whole.row_bytes
+    first = whole.begin_bytes + chunk * rows
+    assert data[found.begin_bytes :][:rows] == WRITTEN[first : first + rows]
+    assert len(data) == found.written_bytes
+    assert set(data[found.begin_bytes + rows :]) == {0}

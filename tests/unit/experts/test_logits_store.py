@@ -99,6 +99,33 @@ def test_what_is_in_use_never_goes(world: World) -> None:
     world.store.make_room(100, keep={A})
 
 
+def test_whose_logits_are_is_known_as_long_as_they_are_there(world: World) -> None:
+    mine, theirs = world.store.path(A, PROSE), world.store.path(B, PROSE)
+    assert world.store.origin(mine) is None
+    world.store.comes(mine, "")
+    world.store.comes(theirs, "n-other")
+    world.put(A, PROSE, 200)
+    world.put(B, PROSE, 200)
+    world.store.open()
+    assert (world.store.origin(mine), world.store.origin(theirs)) == ("", "n-other")
+    world.store.make_room(200, keep={B})
+    assert names(world) == {theirs.name, theirs.with_suffix(".node").name}
+    theirs.with_suffix(".node").write_bytes(b"\xff" * 10)
+    assert world.store.origin(theirs) is None
+    theirs.unlink()
+    world.store.open()
+    assert names(world) == set()
+
+
+def test_what_is_to_come_takes_the_place_of_what_lies_there(world: World) -> None:
+    path = world.put(A, PROSE, 10)
+    world.store.comes(path, "n-other")
+    assert not path.exists()
+    with pytest.raises(UserError, match="no node has such an id"):
+        world.store.comes(path, "a\nb")
+    assert world.store.origin(path) == "n-other"
+
+
 def test_halves_count_and_are_the_first_to_go_when_old(world: World) -> None:
     half = world.left("0123.part", 3600)
     whole = world.put(A, PROSE, 490)

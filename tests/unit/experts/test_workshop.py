@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 from dataclasses import replace
 from functools import partial
@@ -11,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from meshd.errors import UserError
+from meshd.experts import certificate as certificates
+from meshd.experts.certificate import Certificate
+from meshd.experts.logits_origin import LogitsOrigin
 from meshd.experts.ranking import RankingError
 from meshd.experts.wish import Holder, ShardWish, WorkStage
 from meshd.experts.work_job import RETRY_FIRST_S, retry_s
@@ -36,6 +41,11 @@ def entered(gate: Gate, times: int) -> bool:
 
 def content(path: str) -> bytes:
     return Path(path).read_bytes()
+
+
+def certified(world: World) -> Certificate:
+    path = world.paths.experts / f"certificates/{world.key}.json"
+    return certificates.read(path, key=world.key)
 
 
 def rot(path: Path, note: Path) -> None:
@@ -399,11 +409,63 @@ async def test_a_text_that_is_new_is_measured_and_the_others_are_not(world: Worl
         world.measure.holds = True
         workshop.want((), (wish,))
         await until(lambda: world.measure.entered == 3)
-        # The shard is what it was, and goes on serving.
+        # The shard is what it was, and goes on serving; what is not known of it is said.
         assert len(workshop.shards()[world.key].measured) == 2
+        detail = await stage(workshop, world.key, WorkStage.CERTIFYING)
+        assert detail == "it is measured on mine"
+        assert list(certified(world).texts) == ["prose", "code"]
         world.measure.holds = False
         await until(lambda: len(workshop.shards()[world.key].measured) == 3)
+        assert await stage(workshop, world.key, WorkStage.READY) == ""
     assert world.log == ["logits mine", "measure mine"]
+    found = certified(world)
+    assert list(found.texts) == [one.domain for one in found.measured] == ["prose", "code", "mine"]
+
+
+async def test_a_certificate_says_whose_logits_a_shard_was_measured_beside(world: World) -> None:
+    async with world.open() as workshop:
+        workshop.want((), (world.shard_wish(),))
+        await stage(workshop, world.key, WorkStage.READY)
+    assert certified(world).logits == {
+        name: LogitsOrigin(hashlib.sha256(LOGITS + f"{name} to measure".encode()).hexdigest())
+        for name in ("prose", "code")
+    }
+
+
+async def test_logits_that_came_from_nobody_knows_where_are_computed_anew(world: World) -> None:
+    world.measure.holds = True
+    async with world.open() as workshop:
+        workshop.want((), (world.shard_wish(),))
+        await until(lambda: world.measure.entered)
+    for file in (world.paths.experts / "logits").glob("*.node"):
+        file.unlink()
+    world.log.clear()
+    world.measure.holds = False
+    async with world.open() as workshop:
+        workshop.want((), (world.shard_wish(),))
+        await stage(workshop, world.key, WorkStage.READY)
+    assert world.log == ALL[1:]
+
+
+async def test_what_was_measured_beside_nobody_knows_whose_logits_is_measured_anew(
+    world: World,
+) -> None:
+    async with world.open() as workshop:
+        workshop.want((), (world.shard_wish(),))
+        await stage(workshop, world.key, WorkStage.READY)
+    world.log.clear()
+    # As earlier versions left it.
+    note = world.paths.experts / f"shards/{world.key}.json"
+    told = json.loads(note.read_text())
+    for figure in told["figures"]:
+        del figure["logits"]
+    note.write_text(json.dumps(told))
+    certificate = world.paths.experts / f"certificates/{world.key}.json"
+    certificate.write_text(certificate.read_text().replace('"version":2', '"version":1'))
+    async with world.open() as workshop:
+        workshop.want((), (world.shard_wish(),))
+        await stage(workshop, world.key, WorkStage.READY)
+    assert world.log == ["measure prose", "measure code"]
 
 
 async def test_damaged_logits_are_computed_anew(world: World) -> None:

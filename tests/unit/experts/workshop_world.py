@@ -13,6 +13,7 @@ from meshd.engine.build import EngineBuild
 from meshd.errors import UserError
 from meshd.experts.bench import Bench
 from meshd.experts.hold import Hold
+from meshd.experts.logits_file import DifferError
 from meshd.experts.ranking import Ranking, Selection
 from meshd.experts.shard_key import shard_key
 from meshd.experts.wish import Holder, RankingWish, ShardWish, Text, WorkStage
@@ -77,6 +78,7 @@ class World:
     write: Gate = field(default_factory=Gate)
     logits: Gate = field(default_factory=Gate)
     measure: Gate = field(default_factory=Gate)
+    trial: Gate = field(default_factory=Gate)
     counts: tuple[int, ...] = (10, 20, 40, 30)
     free_bytes: int = 1 << 39
     calibration: str = "c" * 64
@@ -138,6 +140,7 @@ class World:
             write=self._write,
             shard_bytes=lambda files, selection: 1000,
             save_logits=self._save_logits,
+            try_logits=self._try_logits,
             measure=self._measure,
             logits_bytes=lambda vocabulary: 1 << 20,
             check_logits=_check_logits,
@@ -207,6 +210,14 @@ class World:
         self.log.append(f"logits {text.stem}")
         await self.logits.pass_(progress)
         await asyncio.to_thread(lambda: target.write_bytes(LOGITS + text.read_bytes()))
+
+    async def _try_logits(
+        self, model: Path, text: Path, logits: Path, build: EngineBuild, *, started: Started
+    ) -> None:
+        assert model == self.model
+        await self.trial.pass_(lambda _: None)
+        if await asyncio.to_thread(lambda: logits.read_bytes() != LOGITS + text.read_bytes()):
+            raise DifferError("they are another's")
 
     async def _measure(
         self,
