@@ -180,7 +180,7 @@ def difference(theirs: bytes, ours: bytes) -> str:
 def excerpt(path: Path, chunk: int, target: Path) -> None:
     """One chunk of it as a file that llama-perplexity reads, so that it computes no more than that.
 
-    It wants two chunks at least: the second is a hole. :param target: is there, and is overwritten.
+    It wants two chunks at least: the second is a hole. :param target: overwritten.
     :raises LogitsError: these are no logits, or too few. :raises OSError: as for any file.
     """
     header, begin = begin_of(path)
@@ -188,7 +188,7 @@ def excerpt(path: Path, chunk: int, target: Path) -> None:
     first = HEADER_BYTES + 4 * CHUNK_TOKENS * chunk
     tokens = begin[first : first + 4 * CHUNK_TOKENS]
     rows_bytes = SCORED * header.row_bytes
-    with path.open("rb") as source, target.open("r+b") as file:
+    with path.open("rb") as source, target.open("wb") as file:
         file.write(_HEADER.pack(_MAGIC, CHUNK_TOKENS, two.vocabulary, two.chunks) + 2 * tokens)
         source.seek(header.begin_bytes + chunk * rows_bytes)
         left = rows_bytes

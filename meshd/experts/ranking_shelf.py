@@ -30,17 +30,21 @@ class RankingShelf:
     def path(self, ranking: Ranking) -> Path:
         return self.folder / f"{ranking.fingerprint}-{ranking.digest}.json"
 
-    def of(self, fingerprint: str, experts: Callable[[], tuple[int, ...]]) -> tuple[Ranking, ...]:
+    def of(
+        self, fingerprint: str, routed: Callable[[], tuple[tuple[int, ...], int]]
+    ) -> tuple[Ranking, ...]:
         """Those that are believed, last used first.
 
-        :param experts: of each block; asked only where there is a file.
+        :param routed: experts of each block, and how many of them each token chooses, 0 where that
+            is not known; asked only where there is a file.
         """
         found = []
         for path in self._files():
             if not path.name.startswith(f"{fingerprint}-"):
                 continue
             try:
-                one = ranking_file.read(path, fingerprint=fingerprint, experts=experts())
+                experts, used = routed()
+                one = ranking_file.read(path, fingerprint=fingerprint, experts=experts, used=used)
                 if self.path(one) != path:
                     raise RankingError(f"{path}: is named as another one")
                 found.append(one)

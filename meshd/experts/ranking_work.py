@@ -41,7 +41,7 @@ class RankingWork:
 
     def look(self, wish: RankingWish) -> tuple[Ranking | None, bool]:
         """What is here and nearest to the wish, and whether it is all that is wished. Blocks."""
-        found = self._shelf.of(wish.fingerprint, lambda: self._about(wish).experts)
+        found = self._shelf.of(wish.fingerprint, lambda: self._routed(wish))
         if wish.wanted:
             right = [one for one in found if one.digest == wish.wanted]
             return next(iter((*right, *found)), None), bool(right)
@@ -74,11 +74,13 @@ class RankingWork:
         return self._counting / f"{wish.fingerprint}-{calibration[:16]}"
 
     def _fetch(self, wish: RankingWish, stopped: Callable[[], bool]) -> Ranking:
-        experts = self._about(wish).experts
+        about = self._about(wish)
 
         def accept(text: bytes) -> Ranking:
             try:
-                found = ranking_file.decode(text, fingerprint=wish.fingerprint, experts=experts)
+                found = ranking_file.decode(
+                    text, fingerprint=wish.fingerprint, experts=about.experts, used=about.used
+                )
             except RankingError as error:
                 raise ValueError(str(error)) from None
             if wish.wanted and found.digest != wish.wanted:
@@ -114,11 +116,17 @@ class RankingWork:
         )
         # Of a file that was replaced meanwhile it is not known which one was counted.
         await run(lambda _: same_model(self._tools, wish.fingerprint, wish.files))
-        return ranking_file.checked(ranking, fingerprint=wish.fingerprint, experts=about.experts)
+        return ranking_file.checked(
+            ranking, fingerprint=wish.fingerprint, experts=about.experts, used=about.used
+        )
 
     def _counted(self, wish: RankingWish, calibration: str, about: About) -> bool:
-        found = self._shelf.of(wish.fingerprint, lambda: about.experts)
+        found = self._shelf.of(wish.fingerprint, lambda: (about.experts, about.used))
         return any(one.calibration == calibration for one in found)
+
+    def _routed(self, wish: RankingWish) -> tuple[tuple[int, ...], int]:
+        about = self._about(wish)
+        return about.experts, about.used
 
     def _about(self, wish: RankingWish) -> About:
         return self._tools.about(wish.files)

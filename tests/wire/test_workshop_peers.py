@@ -110,7 +110,9 @@ async def test_the_ranking_that_the_mesh_settled_on_takes_the_place_of_ones_own(
         assert workshop.rankings()[MODEL] == theirs
 
 
-@pytest.mark.parametrize("what", ["garbage", "another model's", "another shape", "endless", "gone"])
+@pytest.mark.parametrize(
+    "what", ["garbage", "another model's", "another shape", "another router's", "endless", "gone"]
+)
 async def test_a_ranking_that_cannot_be_believed_is_not(
     world: World, tmp_path: Path, what: str
 ) -> None:
@@ -119,12 +121,14 @@ async def test_a_ranking_that_cannot_be_believed_is_not(
         "garbage": b"garbage",
         "another model's": ranking_file.encode(replace(ranking, fingerprint="e" * 16)),
         "another shape": ranking_file.encode(replace(ranking, counts=((), (50, 50), (50, 50)))),
+        "another router's": ranking_file.encode(replace(ranking, tokens=2 * ranking.tokens)),
         "endless": b"[" * (2 << 20),
     }
     words = {
         "garbage": "no ranking",
         "another model's": "of another model",
         "another shape": "experts in layer 1",
+        "another router's": "choices in layer 1",
         "endless": "more than",
         "gone": "404",
     }

@@ -28,6 +28,7 @@ from tests.unit.test_speed import BUILD
 DEADLINE_S = 10.0
 MODEL = "f" * 16
 EXPERTS = (0, 4, 4)
+USED = 2
 SELECTION: Selection = ((), (0, 1), (2, 3))
 LOGITS = b"logits of "
 
@@ -133,7 +134,7 @@ class World:
     def tools(self) -> Tools:
         return Tools(
             build=lambda: BUILD,
-            about=lambda _: About(EXPERTS, 100),
+            about=lambda _: About(EXPERTS, 100, USED),
             fingerprint=self._fingerprint,
             calibration=lambda _: self.calibration,
             count=self._count,
