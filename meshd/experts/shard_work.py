@@ -92,7 +92,10 @@ class ShardWork:
         :raises WaitingError: another node is to compute the logits, or the ranking is to come.
         """
         run = self._thread.run
-        if wish.key != shard_key(wish.fingerprint, wish.ranking.digest, wish.selection):
+        before = await run(lambda _: self._before(wish))
+        right = wish.key == shard_key(wish.fingerprint, wish.ranking.digest, wish.selection)
+        # One that is whole is measured on other texts too, whatever ranking there is by now.
+        if not right and before is None:
             raise WaitingError("its experts were chosen by a ranking that is not the one here")
         samples = await run(lambda _: samples_of(wish.texts))
         about = await run(lambda _: self._tools.about(wish.files))
@@ -117,7 +120,7 @@ class ShardWork:
                     await run(lambda _: base.path.unlink(missing_ok=True))  # noqa: B023
                 raise
         build = await run(lambda _: self._tools.build())
-        await run(lambda _: self._certify(wish, samples, build))
+        await run(lambda _: self._certify(wish, samples, build, None if right else before))
 
     def _write(self, wish: ShardWish, show: Show, stopped: Callable[[], bool]) -> None:
         if self._shelf.note(wish.key) is not None:
@@ -167,7 +170,18 @@ class ShardWork:
             raise RefusedError(f"{self._shelf.path(wish.key)}: it was changed by somebody else")
         return note
 
-    def _certify(self, wish: ShardWish, samples: tuple[Sample, ...], build: EngineBuild) -> None:
+    def _before(self, wish: ShardWish) -> Shard | None:
+        note = self._shelf.note(wish.key)
+        return self._certified(note) if note is not None else None
+
+    def _certify(
+        self,
+        wish: ShardWish,
+        samples: tuple[Sample, ...],
+        build: EngineBuild,
+        before: Shard | None,
+    ) -> None:
+        """:param before: what was known of it, where it was chosen by another ranking."""
         note = self._noted(wish)
         figures, known = _figures(note, samples), _known(note)
         if figures is None:
@@ -178,14 +192,14 @@ class ShardWork:
             Certificate(
                 key=wish.key,
                 fingerprint=wish.fingerprint,
-                ranking=wish.ranking.digest,
+                ranking=before.ranking if before else wish.ranking.digest,
                 shard_sha256=note.sha256,
                 size_bytes=note.size_bytes,
                 experts=max(map(len, wish.selection)),
                 experts_all=max(map(len, wish.ranking.counts)),
                 selection=wish.selection,
-                mass=sum(kept) / len(kept),
-                least_mass=min(kept),
+                mass=before.mass if before else sum(kept) / len(kept),
+                least_mass=before.least_mass if before else min(kept),
                 texts={one.text.domain: one.sha256 for one in samples},
                 logits={one.text.domain: known[one.sha256][1] for one in samples},
                 engine=f"{build.version} {build.package}".strip(),

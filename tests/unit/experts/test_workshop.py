@@ -333,6 +333,24 @@ async def test_another_calibration_is_counted_and_the_old_one_serves_until_then(
     assert world.log == ["count", "count"]
 
 
+async def test_a_shard_that_is_kept_is_measured_on_other_texts_under_a_new_ranking(
+    world: World,
+) -> None:
+    async with world.open() as workshop:
+        workshop.want((world.ranking_wish(),), (world.shard_wish(),))
+        await stage(workshop, world.key, WorkStage.READY)
+        before = workshop.shards()[world.key]
+        done = len(world.log)
+        (world.folder / "prose.measures").write_text("other prose to measure")
+        kept = replace(world.shard_wish(), ranking=world.ranking(40, 10, 20, 30))
+        workshop.want((), (kept,))
+        await until(lambda: "measure prose" in world.log[done:])
+        await stage(workshop, kept.key, WorkStage.READY)
+        after = workshop.shards()[kept.key]
+    assert "write" not in world.log[done:]
+    assert (after.ranking, after.mass, after.sha256) == (before.ranking, before.mass, before.sha256)
+
+
 async def test_a_model_that_was_replaced_is_refused(world: World) -> None:
     world.model.write_bytes(b"another one")
     async with world.open() as workshop:

@@ -22,6 +22,7 @@ from meshd.quality import EXACT, Budget
 from meshd.shard_wants import ShardWant
 from meshd.stuck_workers import PATIENCE_S
 from meshd.units.spec import EngineKind
+from tests.unit.planner_shards.rankings import falling
 from tests.unit.shards.shard_lab import FINGERPRINT, MIXTURE, sharing_box, workshops
 from tests.unit.splits.split_lab import SplitLab
 from tests.unit.worlds import MIB, facts, hardware, wants
@@ -394,6 +395,21 @@ def test_other_texts_are_counted_once_more_while_the_shards_serve(lab: SplitLab,
         changed = serving(lab)[name] != before[name]
         assert changed == (seed == 5), (name, gain)
         assert not changed or gain >= GAIN
+
+
+def test_nothing_is_planned_by_a_ranking_that_is_outdated(lab: SplitLab) -> None:
+    for shop in workshops(lab).values():
+        # As after an update of all configurations while the nodes were off.
+        shop.found[FINGERPRINT] = falling(len(MIXTURE.layers), 16, 1)
+        shop.calibration = "d" * 64
+    since_s = lab.now_s
+    while not any(shop.counted for shop in workshops(lab).values()):
+        lab.step()
+        assert not any(makes(lab, name) for name in NAMES)
+        assert lab.now_s < since_s + 2 * CALM_S
+    assert lab.now_s - since_s >= CALM_S, "who is missed for a moment may have the right one"
+    lab.until(lambda: all_serve(lab, *NAMES), 60)
+    assert sum(shop.counted for shop in workshops(lab).values()) == 1
 
 
 def test_other_texts_of_one_node_alone_change_nothing(lab: SplitLab) -> None:
