@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests import tiers
@@ -24,6 +26,13 @@ TALLIES: pytest.StashKey[dict[str, tiers.Tally]] = pytest.StashKey()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TALLIES] = {}
     config.pluginmanager.register(Counter(config.stash[TALLIES]))
+
+
+@pytest.fixture(autouse=True)
+def logs_go_where_they_went() -> Iterator[None]:
+    """A command sets up logging for its own process, to a stream that a test takes away again."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
