@@ -69,6 +69,7 @@ def test_models_say_what_they_are_good_for(client: openai.OpenAI) -> None:
         "quality": "exact",
         "capabilities": ["chat", "completion", "tools"],
         "aliases": [],
+        "replicas": [{"node": "local", "context": CONTEXT, "quality": "exact"}],
     }
     states = {name: model.mesh["state"] for name, model in models.items()}  # type: ignore[attr-defined]
     assert (states[FAILED], states[LOADING]) == ("failed", "loading")
