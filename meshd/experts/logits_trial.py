@@ -1,9 +1,9 @@
 """Whether another node's logits are the whole model's, tried on one chunk of them.
 
 Which chunk cannot be foreseen. The model here computes it anew; another processor or build rounds
-otherwise. docs/experts.md has what was measured: between instruction sets the worst chunk had a top-1
-of 0.980, a divergence of 0.00034 and a ratio that was 0.002 off. What is allowed is some times that,
-and an eighth of what a shard without one of 16 experts loses in its best chunk.
+otherwise. docs/experts.md has what was measured: between instruction sets the worst chunk had a
+top-1 of 0.980, a divergence of 0.00034 and a ratio that was 0.002 off. What is allowed is some
+times that, and an eighth of what a shard without one of 16 experts loses in its best chunk.
 """
 
 from __future__ import annotations
