@@ -53,8 +53,11 @@ def without_mesh(nodes: list[Node], work: Callable[[Node], None]) -> None:
 
 
 def measuring(watched: Children, node: Node) -> int:
-    """How many measurements have begun on a node."""
-    return sum("--kl-divergence" in one.words for one in watched.of(node, "llama-perplexity"))
+    """How many measurements of its shards have begun on a node; logits of others are tried, too."""
+    return sum(
+        "--kl-divergence" in one.words and any(word.startswith(SHARDS) for word in one.words)
+        for one in watched.of(node, "llama-perplexity")
+    )
 
 
 def test_meshd_that_is_killed_while_it_writes_and_measures_goes_on(
