@@ -341,8 +341,14 @@ async def test_a_shard_that_is_kept_is_measured_on_other_texts_under_a_new_ranki
         await stage(workshop, world.key, WorkStage.READY)
         before = workshop.shards()[world.key]
         done = len(world.log)
-        (world.folder / "prose.measures").write_text("other prose to measure")
-        kept = replace(world.shard_wish(), ranking=world.ranking(40, 10, 20, 30))
+        other = world.folder / "other.measures"
+        other.write_text("other prose to measure")
+        prose, code = world.texts
+        kept = replace(
+            world.shard_wish(),
+            ranking=world.ranking(40, 10, 20, 30),
+            texts=(replace(prose, measures=str(other)), code),
+        )
         workshop.want((), (kept,))
         await until(lambda: "measure prose" in world.log[done:])
         await stage(workshop, kept.key, WorkStage.READY)
