@@ -55,11 +55,37 @@ def exact_ways(
     """The best of each kind that fits: first the one to take, then the fastest.
 
     A good context goes before a short one, and then speed. Where the model fits on GPUs as a whole
-    nothing else is looked at.
+    nothing else is looked at. Remembered while nothing that it depends on changes.
 
     :param shapes: best first, not empty.
     :param paces: by device id; of what is missing, guesses.
     """
+    tried = tuple(shapes)
+    question = (tuple(gpus), tried, budgets, dict(paces))
+    key = (id(facts), tried)
+    kept = _known.get(key)
+    if kept is not None and kept[0] is facts and kept[1] == question:
+        return kept[2]
+    ways = _exact_ways(facts, gpus, tried, budgets, paces)
+    if len(_known) >= _KNOWN_MOST:
+        _known.clear()
+    # With the facts themselves, so that no others can have their identity meanwhile.
+    _known[key] = (facts, question, ways)
+    return ways
+
+
+_KNOWN_MOST = 1024
+_Question = tuple[tuple[Gpu, ...], tuple[Shape, ...], Budgets, Mapping[str, Pace]]
+_known: dict[tuple[int, tuple[Shape, ...]], tuple[GgufFacts, _Question, tuple[ExactWay, ...]]] = {}
+
+
+def _exact_ways(
+    facts: GgufFacts,
+    gpus: Sequence[Gpu],
+    shapes: tuple[Shape, ...],
+    budgets: Budgets,
+    paces: Mapping[str, Pace],
+) -> tuple[ExactWay, ...]:
     groups = [group for group in by_quality(facts, shapes) if group]
     kinds: tuple[_Kind, ...] = (_whole, _in_ram)
     if by_room(gpus, budgets):
