@@ -18,7 +18,6 @@ from tests.lab.conftest import tracked_cluster
 from tests.lab.experts.children import Child, Children, brain_of, children
 from tests.lab.experts.shards import (
     lay_down_texts,
-    own_shard,
     picture,
     put_right,
     texts,
@@ -29,8 +28,7 @@ from tests.lab.node import LabError, Node, wait
 Measured = Callable[..., None]
 # With all that others do on the machine meanwhile. Measured: 60 s for counting, 40 s for the rest.
 FIRST_S = 300.0
-# Of the pieces that a text is counted in, some are done by then, and some are not.
-KILLED_AT = 0.4
+COUNTS = "llama-imatrix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class Birth:
 
     @property
     def again(self) -> tuple[Child, ...]:
-        return tuple(self.watched.of(self.counter, "llama-imatrix")[len(self.counted) :])
+        return tuple(self.watched.of(self.counter, COUNTS)[len(self.counted) :])
 
 
 @pytest.fixture(scope="package")
@@ -61,23 +59,27 @@ def birth(lowerdir: str, scratch: Path) -> Iterator[Birth]:
         with children(nodes.nodes) as watched:
             nodes.start(texts(nodes), settle=False)
             try:
-                (counter,) = wait(lambda: _counting(nodes), FIRST_S, "somebody who counts")
+                (counter,) = wait(
+                    lambda: [one for one in nodes.nodes if watched.of(one, COUNTS)],
+                    FIRST_S,
+                    "somebody who counts",
+                    every_s=0.02,
+                )
             except LabError as error:
                 raise LabError(f"{error}\n{picture(nodes)}") from None
-            counted = tuple(watched.of(counter, "llama-imatrix"))
-            os.kill(brain_of(counter), signal.SIGKILL)
+            brain = brain_of(counter)
+            # The second piece is begun when the first is kept, and all four may take two seconds.
+            wait(
+                lambda: len(watched.of(counter, COUNTS)) > 1,
+                FIRST_S,
+                "a second piece",
+                every_s=0.01,
+            )
+            os.kill(brain, signal.SIGKILL)
+            counted = tuple(watched.of(counter, COUNTS))
             wait(lambda: counted[-1].gone, 10, "the end of meshd's child", every_s=0.02)
             wait_shards(nodes, timeout_s=FIRST_S)
         yield Birth(nodes, watched, counter, counted, time.monotonic() - began_at)
-
-
-def _counting(nodes: Cluster) -> list[Node]:
-    found = [(node, own_shard(node)) for node in nodes.nodes]
-    return [
-        node
-        for node, one in found
-        if one.get("stage") == "ranking" and one["progress"] >= KILLED_AT
-    ]
 
 
 @pytest.fixture
